@@ -1,0 +1,227 @@
+"""Packed data: opened without copying, batches drawn on the device, augmentation there too.
+
+A packed data set is a directory that data_prep wrote (manifest.json, {train,val,test}/images.npy and samples.parquet).
+Nothing is unpickled. All random choices of an epoch are drawn at its start on the CPU, as a pure function of
+(seed, epoch): they are the same on every device, and an interrupted run takes them up again.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fer_lib.experiment import Experiment, check_augment
+
+FORMAT = 1              # of the packed format that this version reads
+SPLITS = ("train", "val", "test")
+CROP = 1 / 12           # of the side: 4 pixels at 48
+ERASE = (.02, .2)       # share of the image's area that erasing hides (chance .5)
+
+
+class DataError(ValueError):
+    """A packed data set that can't be used; its one sentence names the path and the way out."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """images uint8 (N, C, H, W), memory-mapped; samples: a row an image, with `label` and what else the source has."""
+
+    images: np.ndarray
+    samples: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class PackedDataset:
+    """A packed data set: its manifest and its splits by name ("train", "val", "test"; those that hold images)."""
+
+    path: Path
+    manifest: dict
+    splits: dict[str, Split]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.manifest["classes"]
+
+    @property
+    def hash(self) -> str:
+        """Of the contents: pixels, labels and class names, wherever they lie."""
+        return self.manifest["content_sha256"]
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        shape = self.manifest["image"]
+        return shape["channels"], shape["height"], shape["width"]
+
+    @property
+    def drawn(self) -> bool:
+        """True for drawn faces: every figure that shows them says so."""
+        return bool(self.manifest.get("drawn"))
+
+
+def open_packed(path: str | Path) -> PackedDataset:
+    """Open a packed directory. Raises DataError where it is missing, of another version, truncated or inconsistent.
+
+    Sizes are compared with the manifest's; checksums are `python -m data_prep check`'s.
+    """
+    path = Path(path)
+    shown = path.name if path.is_absolute() else path
+    if not path.is_dir():
+        raise DataError(f"no packed data at '{shown}': make it with 'python -m data_prep synthetic --out "
+                        f"packed/{path.name}' (drawn faces) or another source of 'python -m data_prep list'")
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise DataError(f"'{shown}' holds no manifest.json: it is not a packed data set, or its packing was cut off; "
+                        "run the data_prep command again, finished parts are kept") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        raise DataError(f"'{shown}/manifest.json' is damaged: pack the data again with data_prep") from None
+    if version != FORMAT:
+        raise DataError(f"'{shown}' is packed in format {version}, this version reads format {FORMAT}: "
+                        "pack the data again with data_prep")
+    splits = {name: _open_split(path / name, manifest, name) for name in SPLITS if name in manifest["splits"]}
+    splits = {name: split for name, split in splits.items() if len(split)}
+    for name in ("train", "val"):
+        if name not in splits:
+            raise DataError(f"'{shown}' has an empty {name} split: training needs one, pack the data with images in it")
+    return PackedDataset(path, manifest, splits)
+
+
+def _open_split(folder: Path, manifest: dict, name: str) -> Split:
+    entry = manifest["splits"][name]
+    for file, facts in entry["files"].items():
+        where = folder / file
+        size = where.stat().st_size if where.exists() else None
+        if size != facts["bytes"]:
+            found = "missing" if size is None else f"{size:,} bytes long, not {facts['bytes']:,}"
+            raise DataError(f"'{name}/{file}' of packed data '{folder.parent.name}' is {found}: it is cut off or "
+                            "changed; pack the data again with data_prep")
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="c" if entry["n"] else None, allow_pickle=False)
+        samples = pd.read_parquet(folder / "samples.parquet")
+    except (ValueError, OSError) as error:
+        raise DataError(f"packed data '{folder.parent.name}' can't be read in {name} ({error}): pack it again") from None
+    if len(images) != entry["n"] or len(samples) != entry["n"] or images.dtype != np.uint8:
+        raise DataError(f"packed data '{folder.parent.name}': {name} holds {len(images)} images and {len(samples)} "
+                        f"labels where the manifest says {entry['n']}: pack the data again with data_prep")
+    labels = samples["label"].to_numpy()
+    if len(labels) and not (0 <= labels.min() and labels.max() < len(manifest["classes"])):
+        raise DataError(f"packed data '{folder.parent.name}': {name} has a label outside 0..."
+                        f"{len(manifest['classes']) - 1}: pack the data again with data_prep")
+    return Split(images, samples)
+
+
+def stream(seed: int, *purpose: object) -> int:
+    """The seed of one of a run's random streams, such as (seed, "order", epoch): streams never overlap by accident."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, (seed, *purpose))).encode()).digest()[:8], "little") >> 1
+
+
+class DeviceSplit:
+    """A split ready for training: images on the device where they fit, else copied batch by batch.
+
+    Batches come normalised to the train split's mean 0 and standard deviation 1, shape (B, C, S, S).
+    """
+
+    def __init__(self, split: Split, manifest: dict, e: Experiment, device: torch.device, dtype: torch.dtype):
+        self.device, self.size, self.dtype = device, e.image_size, dtype
+        images = torch.from_numpy(np.asarray(split.images)) if device.type == "cpu" else \
+            torch.from_numpy(np.array(split.images))
+        fits = device.type != "cuda" or images.numel() < .5 * torch.cuda.mem_get_info(device)[0]
+        self.images = images.to(device) if fits else images.pin_memory()
+        self.labels = torch.from_numpy(split.samples["label"].to_numpy().copy()).to(device)
+        self.soft = None
+        if "soft" in split.samples:
+            self.soft = torch.from_numpy(np.stack(split.samples["soft"].to_list()).astype(np.float32)).to(device)
+        facts = manifest["normalization"]
+        to_tensor = lambda key: torch.tensor(facts[key], dtype=dtype, device=device)[:, None, None]  # noqa: E731
+        self.mean, self.std = to_tensor("mean"), to_tensor("std").clamp_min(1 / 255)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor | slice) -> Tensor:
+        """Normalised images (B, C, S, S) of the rows in `index`."""
+        if isinstance(index, Tensor):
+            index = index.to(self.images.device)
+        x = self.images[index].to(self.device, non_blocking=True).to(self.dtype).div_(255)
+        x = x.sub_(self.mean).div_(self.std)
+        if self.size and self.size != x.shape[-1]:
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        return x
+
+
+def epoch_order(e: Experiment, labels: Tensor, epoch: int) -> Tensor:
+    """Row numbers (steps, batch) of one epoch, on the CPU: a permutation, or a draw in which classes are equally likely.
+
+    The last partial batch is dropped.
+    """
+    generator = torch.Generator().manual_seed(stream(e.seed, "order", epoch))
+    n = len(labels)
+    if e.balance == "sampler":
+        counts = torch.bincount(labels)
+        order = torch.multinomial(1 / counts[labels].double(), n, replacement=True, generator=generator)
+    else:
+        order = torch.randperm(n, generator=generator)
+    steps = n // e.batch_size
+    return order[:steps * e.batch_size].reshape(steps, e.batch_size)
+
+
+def sampled_labels(e: Experiment, soft: Tensor, order: Tensor, epoch: int) -> Tensor:
+    """One label a presentation, drawn from the soft labels: (steps, batch), on the CPU."""
+    generator = torch.Generator().manual_seed(stream(e.seed, "labels", epoch))
+    return torch.multinomial(soft[order.flatten()].double(), 1, generator=generator).reshape(order.shape)
+
+
+class Augmentation:
+    """Random flips, crops and erasing of one epoch, drawn on the CPU for (steps, batch) images, applied on the device."""
+
+    def __init__(self, e: Experiment, order: Tensor, epoch: int, device: torch.device):
+        self.terms = check_augment(e.augment)
+        generator = torch.Generator().manual_seed(stream(e.seed, "augment", epoch))
+        draw = lambda *shape: torch.rand((*order.shape, *shape), generator=generator).to(device)  # noqa: E731
+        self.flip = draw() < .5 if "flip" in self.terms else None
+        self.shift = draw(2).mul_(2).sub_(1) if "crop" in self.terms else None            # (dx, dy) in -1..1
+        self.erase = draw(5) if "erasing" in self.terms else None       # applied?, area, aspect, centre x, centre y
+
+    def apply(self, x: Tensor, step: int) -> Tensor:
+        """x (B, C, H, W), normalised; `step` counts from 0 within the epoch."""
+        if self.flip is not None:
+            x = torch.where(self.flip[step, :, None, None, None], x.flip(-1), x)
+        if self.shift is not None:
+            x = shifted(x, (self.shift[step] * round(CROP * x.shape[-1])).round().long())
+        if self.erase is not None:
+            x = erased(x, self.erase[step])
+        return x
+
+
+def shifted(x: Tensor, by: Tensor) -> Tensor:
+    """Each image moved by (dx, dy) whole pixels, its edge repeated outside: a crop of the padded image. by (B, 2)."""
+    b, _, h, w = x.shape
+    rows = (torch.arange(h, device=x.device) + by[:, 1:]).clamp_(0, h - 1)
+    columns = (torch.arange(w, device=x.device) + by[:, :1]).clamp_(0, w - 1)
+    return x[torch.arange(b, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+def erased(x: Tensor, draws: Tensor) -> Tensor:
+    """A rectangle of each second image set to 0, the mean (Zhong et al. 2020). draws (B, 5), uniform in 0..1."""
+    chance, area, aspect, cx, cy = (draws[:, k, None, None] for k in range(5))
+    area = ERASE[0] + area * (ERASE[1] - ERASE[0])
+    ratio = .3 ** (1 - 2 * aspect)                                      # height / width, .3 to 3.3, log-uniform
+    h, w = x.shape[-2:]
+    y = ((torch.arange(h, device=x.device) + .5) / h)[None, :, None]
+    u = ((torch.arange(w, device=x.device) + .5) / w)[None, None, :]
+    hidden = ((y - cy).abs() < (area * ratio).sqrt() / 2) & ((u - cx).abs() < (area / ratio).sqrt() / 2) & (chance < .5)
+    return x.masked_fill(hidden[:, None], 0)

@@ -1,0 +1,110 @@
+"""What a method is: it changes sites of a model once, and may act before each training forward and after each step.
+
+A method knows nothing of data, files, notebooks or plots. Its constructor takes its settings by name; `fields` lists
+them, so that an experiment's id covers just the settings that the method reads.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Method:
+    """The baseline: changes nothing. Subclasses override what they need.
+
+    Steps and epochs count from 1. Between construction and the first step come `modify` and `attach`, once each.
+    """
+
+    fields: tuple[str, ...] = ()
+    steers_signs = False
+
+    def modify(self, model: nn.Module, image: tuple[int, int, int]) -> int:
+        """Change the model's sites for images of shape (C, H, W); the number of sites changed.
+
+        Raises ValueError where no site is chosen, or one was changed already.
+        """
+        return 0
+
+    def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
+        """Hand over the optimiser, the method's own random stream (on the model's device) and the run's seed."""
+
+    def before_forward(self, step: int, epoch: int) -> None:
+        """Act before the training forward of `step`. No host synchronisation."""
+
+    def after_step(self, step: int, epoch: int) -> None:
+        """Act after the optimiser's `step`. No host synchronisation."""
+
+    def signs(self) -> dict[str, Tensor]:
+        """By site, a tensor whose signs the last training forward gave the features (one element, or per channel)."""
+        return {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """By site, w as it is now: after the optimiser step, before the next re-initialisation."""
+        return {}
+
+    @contextmanager
+    def as_trained(self) -> Iterator[bool]:
+        """Within, the network is evaluated as trained. Yields whether that takes more than leaving it as it is."""
+        yield False
+
+    @contextmanager
+    def clean(self) -> Iterator[bool]:
+        """Within, the network has the sign + at every site. Yields whether that differs from the network as trained."""
+        yield False
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside the model and the optimiser."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up where `state()` was read."""
+
+
+class Combined(Method):
+    """Several methods at once, each with a random stream of its own."""
+
+    def __init__(self, methods: list[Method]):
+        self.methods = methods
+
+    def modify(self, model: nn.Module, image: tuple[int, int, int]) -> int:
+        return sum(m.modify(model, image) for m in self.methods)
+
+    def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
+        for m in self.methods:
+            # seeded by the method's name: it draws the same numbers alone and in company
+            own = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+            m.attach(optimizer, own, seed)
+
+    def before_forward(self, step: int, epoch: int) -> None:
+        for m in self.methods:
+            m.before_forward(step, epoch)
+
+    def after_step(self, step: int, epoch: int) -> None:
+        for m in self.methods:
+            m.after_step(step, epoch)
+
+    def signs(self) -> dict[str, Tensor]:
+        return {site: s for m in self.methods for site, s in m.signs().items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        return {site: w for m in self.methods for site, w in m.weights().items()}
+
+    @contextmanager
+    def as_trained(self) -> Iterator[bool]:
+        with ExitStack() as stack:
+            yield any([stack.enter_context(m.as_trained()) for m in self.methods])
+
+    @contextmanager
+    def clean(self) -> Iterator[bool]:
+        with ExitStack() as stack:
+            yield any([stack.enter_context(m.clean()) for m in self.methods])
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{k}.{key}": value for k, m in enumerate(self.methods) for key, value in m.state().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for k, m in enumerate(self.methods):
+            m.load_state({key.split(".", 1)[1]: v for key, v in state.items() if key.startswith(f"{k}.")})
