@@ -20,13 +20,11 @@ def cliff_relu(x: Tensor, cliff: float) -> Tensor:
     """CliffReLU, eq. 1: y = x if 0 < x < C else 0, element by element; dy/dx is 1 inside, 0 outside and at both edges.
 
     NaN stays NaN. C = inf means no upper cut, so +inf passes then and is 0 for every finite C. Half precision is
-    compared in float32. ValueError unless cliff > 0.
+    compared in float32, and a C beyond the range of that counts as inf. ValueError unless cliff > 0.
     """
     _check_cliff(cliff)
     wide = _wide(x)  # fp16 would round the cliff, and refuses one above 65504
-    outside = wide <= 0
-    if not math.isinf(cliff):
-        outside = outside | (wide >= cliff)
+    outside = _outside(wide, wide, cliff)
     return torch.where(outside, 0, x)  # not where(inside, x, 0), which would turn NaN into 0
 
 
@@ -160,11 +158,9 @@ class _SignedReLU(torch.autograd.Function):
     def forward(x: Tensor, w: Tensor, w_gradient: Tensor | None, cliff: float, divide_by: str) -> Tensor:
         sign = _sign(w).to(x.dtype)
         signed = x * sign
-        outside = signed <= 0
-        if not math.isinf(cliff):
-            wide = _wide(x)
-            outside = outside | (wide * _bounded(w, wide.dtype) >= cliff)  # eq. 2's own product, so the same cut
-        return torch.where(outside, 0, signed if divide_by == "abs" else signed * sign)
+        wide = _wide(x)
+        product = wide * _bounded(w, wide.dtype)  # eq. 2's own, so that the cut is literal's
+        return torch.where(_outside(signed, product, cliff), 0, signed if divide_by == "abs" else signed * sign)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -178,6 +174,16 @@ class _SignedReLU(torch.autograd.Function):
             upstream = upstream * _sign(w).to(upstream.dtype)
         x_gradient = torch.where(y != 0, upstream, 0)
         return x_gradient, torch.zeros_like(w) if w_gradient is None else w_gradient, None, None, None
+
+
+def _outside(signed: Tensor, product: Tensor, cliff: float) -> Tensor:
+    """Where eq. 1 gives 0: signed <= 0 or product >= C; False for NaN, and for +inf unless C is finite."""
+    outside = signed <= 0
+    if cliff != math.inf:
+        # The difference, not product >= C: inf - inf is NaN. torch.compile takes a C that varies as a symbol, and
+        # then this branch even for C = inf.
+        outside = outside | (product - cliff >= 0)
+    return outside
 
 
 def _wide(x: Tensor) -> Tensor:

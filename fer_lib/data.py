@@ -79,8 +79,9 @@ def open_packed(path: str | Path) -> PackedDataset:
     path = Path(path)
     shown = path.name if path.is_absolute() else path
     if not path.is_dir():
-        raise DataError(f"no packed data at '{shown}': make it with 'python -m data_prep synthetic --out "
-                        f"packed/{path.name}' (drawn faces) or another source of 'python -m data_prep list'")
+        preset = "quick" if path.name.endswith("quick") else "standard"
+        raise DataError(f"no packed data at '{shown}': make it with 'python -m data_prep synthetic --preset {preset} "
+                        f"--out packed/{path.name}' (drawn faces) or another source of 'python -m data_prep list'")
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         version = manifest["format"]

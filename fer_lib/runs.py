@@ -13,10 +13,12 @@
 A finished run is never trained again; an unfinished one goes on from its checkpoint to the same bits.
 """
 
+import argparse
 import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,6 +67,10 @@ class Run:
             raise RecordError(f"'{self.path.name}' is a record of format {result.get('format')}, this version reads "
                               f"{RECORD_FORMAT}: move it away to train the run again")
         return result
+
+    def reload(self) -> None:
+        """Read result.json again: another process may have written it."""
+        self.result = self._read_result()
 
     @property
     def status(self) -> str:
@@ -152,7 +158,8 @@ class Recorder:
         write_json(self.path / "experiment.json", {
             "id": self.run.id, "semantics": SEMANTICS, "data": self.run.data.manifest["name"],
             "data_hash": self.run.data.hash, "drawn": self.run.data.drawn, "classes": self.run.data.classes,
-            "image": self.run.data.image, "experiment": json.loads(e.to_json())})
+            "image": self.run.data.image, "normalization": self.run.data.manifest["normalization"],
+            "experiment": json.loads(e.to_json())})
         write_json(self.path / "environment.json", environment(e, device))
         self._write_result({"status": "running"})
 
@@ -373,3 +380,22 @@ def export(folder: Path, out: Path, every: int = 64) -> Records:
     return read_records(out)
 
 
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fer_lib.runs", description="Records of runs, as small tables.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    export_command = commands.add_parser("export", help="write a study's records as four small tables (numbers only)")
+    export_command.add_argument("study", type=Path, help="a folder of runs, such as runs/quick")
+    export_command.add_argument("--out", type=Path, required=True, help="such as notebooks/results/quick")
+    export_command.add_argument("--every", type=int, default=64, help="keep each N-th step of the history")
+    args = parser.parse_args(argv)
+    try:
+        records = export(args.study, args.out, args.every)
+    except (RecordError, ValueError) as error:
+        print(f"runs: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(records.runs)} runs in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -204,3 +204,23 @@ class Dynamic(Method):
                 prefix = f"path_optimizer/{name}/"
                 self.path.optimizer.state[w] = {k.removeprefix(prefix): v.cpu() for k, v in state.items()
                                                 if k.startswith(prefix)}
+
+
+def predicted_flips(w0: float, lr: float, weight_decay: float, steps: int, beta1: float = .9, beta2: float = .999,
+                    eps: float = 1e-8) -> list[int]:
+    """The forward passes, counted from 1, in which w first has another sign, if nothing but Adam's L2 term moves it.
+
+    One w in float64: g = weight_decay * w, then Adam. What the literal method does beyond this is rounding error.
+    Values below 1e-300 end the count: there float64 itself rounds.
+    """
+    w, m, v, flips = w0, 0., 0., []
+    for t in range(1, steps):
+        g = weight_decay * w
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        step = lr * (m / (1 - beta1 ** t)) / ((v / (1 - beta2 ** t)) ** .5 + eps)
+        before, w = w, w - step
+        if abs(w) < 1e-300:
+            break
+        if (w < 0) != (before < 0):
+            flips.append(t + 1)
+    return flips

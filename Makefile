@@ -1,0 +1,53 @@
+# Each command sets up what it needs in .venv, on a machine with Python 3.11 to 3.13 and make; nothing goes elsewhere.
+#   make study    the main job: four methods, three seeds, drawn faces; about two minutes on two cores
+#   make test     everything CI runs
+#   make lab      JupyterLab on notebooks/00_start_here.ipynb
+#   make table1   Table 1 on a packed data set of yours: make table1 DATA=fer2013 [WORKERS=4]
+PYTHON ?= python3
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
+DATA ?= fer2013
+VENV := .venv
+PY := $(VENV)/bin/python
+PACKED := $(or $(FER_PACKED),packed)
+QUICK := $(PACKED)/synthetic-quick/manifest.json
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help study test lab table1 clean
+help:
+	@sed -n '2,5s/^# *//p' Makefile
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "make: $(PYTHON) is not Python 3.11 to 3.13; name one that is: make study PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(PY)
+	@echo "installing (PyTorch is large: a few minutes the first time)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lab: $(VENV)/.base
+	$(PIP) -e '.[$(patsubst .%,%,$(notdir $@))]'
+	@touch $@
+
+$(QUICK): | $(VENV)/.base
+	$(PY) -m data_prep synthetic --preset quick --out $(PACKED)/synthetic-quick
+
+study: $(VENV)/.base $(QUICK)
+	$(PY) -m fer_lib.batch notebooks/studies/quick.yml --workers $(WORKERS)
+
+table1: $(VENV)/.base
+	$(PY) -m fer_lib.batch notebooks/studies/table1_fer2013.yml --workers $(WORKERS) --set data=$(DATA)
+
+lab: $(VENV)/.lab $(QUICK)
+	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb
+
+# Library and commands first; then nbval runs each notebook anew and compares its checked outputs with the stored ones.
+test: $(VENV)/.test $(QUICK)
+	$(PY) -m ruff check .
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q --nbval-lax \
+	  --nbval-current-env --nbval-cell-timeout 300 notebooks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,269 @@
+"""A study's matrix, each run a notebook executed by papermill in a kernel of its own:
+
+    python -m fer_lib.batch notebooks/studies/quick.yml [--workers N] [--device cuda] [--seeds 0,1,2] [--set epochs=2]
+
+Everything is checked before the first run starts; finished runs are skipped; one run's failure doesn't stop the others.
+Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 130: interrupted (start it again to go on).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import yaml
+
+from fer_lib.experiment import Experiment, ParameterError
+from fer_lib.files import RecordError
+from fer_lib.runs import Run, open_run, read_records
+from fer_lib.statistics import compare_arms
+from fer_lib.workspace import Workspace, find_workspace
+
+NOTEBOOK = "notebooks/04_train.ipynb"
+KEYS = {"study", "title", "note", "settings", "arms", "seeds", "report", "measure"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A matrix of experiments: every arm with every seed. `measure`: the column of runs that the closing table shows."""
+
+    name: str
+    experiments: list[Experiment]
+    title: str = ""
+    note: str = ""
+    report: str = ""
+    measure: str = "chosen_test_macro_f1"
+
+
+def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, object] | None = None) -> Study:
+    """Read a study file; `changes` override its settings. Raises ParameterError naming what is wrong in it.
+
+    study: name · title · note · settings: {field: value} for all arms · arms: {name: {field: value}} ·
+    seeds: a count or a list · report: a notebook to run on the records · measure
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ParameterError(f"no study file at '{path}'") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"'{path.name}' is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not {"study", "arms", "seeds"} <= set(content):
+        raise ParameterError(f"'{path.name}' must have the keys study, arms and seeds")
+    if unknown := set(content) - KEYS:
+        raise ParameterError(f"unknown key '{sorted(unknown)[0]}' in '{path.name}' (known: {', '.join(sorted(KEYS))})")
+    for key in ("settings", "arms"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise ParameterError(f"'{key}' in '{path.name}' must map names to values")
+    seeds = seeds if seeds is not None else content["seeds"]
+    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+        raise ParameterError(f"'seeds' in '{path.name}' is a count or a list of whole numbers, not {seeds!r}")
+    experiments = []
+    for seed in seeds:                                  # seeds first: an interrupted study is balanced over its arms
+        for arm, own in content["arms"].items():
+            values = {**(content.get("settings") or {}), **(own or {}), **(changes or {})}
+            values = {k: _number(k, v) for k, v in values.items()}
+            try:
+                experiments.append(Experiment.from_mapping(
+                    {**values, "study": content["study"], "name": arm, "seed": seed}))
+            except ParameterError as error:
+                raise ParameterError(f"arm '{arm}' of '{path.name}': {error}") from None
+    texts = {k: str(content[k]).strip() for k in ("title", "note", "report", "measure") if k in content}
+    return Study(content["study"], experiments, **texts)
+
+
+def _number(name: str, value: object) -> object:
+    """YAML 1.1 reads 1e-4 as a text; where the field is a number, so is the value."""
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(Experiment)}
+    if kinds.get(name) is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: `status` as in result.json, or "failed" with the sentence that says why."""
+
+    run: Run
+    status: str
+    seconds: float = 0.
+    sentence: str = ""
+    result: dict = field(default_factory=dict)
+
+
+def execute(e: Experiment, root: Path, target: Path) -> str:
+    """Run the training notebook with these parameters in a kernel of its own; the executed notebook goes to `target`.
+
+    Returns "" or the one sentence of what went wrong. Runs in a worker process.
+    """
+    import papermill                                    # late: only workers need it, and it takes seconds
+
+    from nbclient.exceptions import DeadKernelError
+
+    os.environ.update(OMP_NUM_THREADS=str(e.threads), JUPYTER_PREFER_ENV_PATH="1", FER_LIVE="off")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(root / NOTEBOOK, target, dataclasses.asdict(e), progress_bar=False, cwd=root)
+    except papermill.PapermillExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        return "the kernel died (out of memory, or killed); start the study again to go on from the last checkpoint"
+    except OSError as error:
+        return f"can't write the executed notebook: {error.strerror or error}; make room and start the study again"
+    return ""
+
+
+def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None]) -> list[Outcome]:
+    """Train what is not finished, `workers` kernels at a time. Raises ParameterError, DataError or RecordError
+    before anything starts.
+    """
+    runs = [open_run(e, workspace) for e in study.experiments]
+    going = [run for run in runs if not run.finished]
+    say(f"{study.name}: {len(runs)} runs, {len(runs) - len(going)} finished before, {len(going)} to train, "
+        f"{workers} at a time")
+    done = [Outcome(run, "finished", result=run.result) for run in runs if run.finished]
+    for outcome in _outcomes(going, workspace, min(workers, max(1, len(going)))):
+        done.append(outcome)
+        say(f"[{len(done)}/{len(runs)}] {_line(outcome)}")
+    return done
+
+
+def _outcomes(going: list[Run], workspace: Workspace, workers: int) -> Iterator[Outcome]:
+    """Outcomes as they come. The seam for another scheduler: it maps `execute` over the runs."""
+    if not going:
+        return
+    started = time.monotonic()
+    # spawned, not forked: torch and ZeroMQ don't survive a fork
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs: dict[Future, Run] = {pool.submit(execute, run.experiment, workspace.root, run.path / "notebook.ipynb"):
+                                   run for run in going}
+        try:
+            for job in as_completed(jobs):
+                yield _outcome(jobs[job], job, time.monotonic() - started)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _outcome(run: Run, job: Future, seconds: float) -> Outcome:
+    try:
+        sentence = job.result()
+    except BrokenProcessPool:
+        sentence = "the worker process died; start the study again to go on from the last checkpoint"
+    run.reload()
+    if run.finished and not sentence:
+        return Outcome(run, "finished", seconds, result=run.result)
+    return Outcome(run, "failed", seconds, sentence or f"the notebook ended and the run is {run.status}")
+
+
+def _line(outcome: Outcome) -> str:
+    e = outcome.run.experiment
+    head = f"{e.label} seed {e.seed}: "
+    if outcome.status != "finished":
+        return head + f"FAILED: {outcome.sentence}"
+    chosen, flips = outcome.result["chosen"], outcome.result["flips"]
+    return head + (f"val macro-F1 {chosen['val_macro_f1']:.3f} at epoch {chosen['epoch']}, {flips['steps']} sign flips, "
+                   f"{outcome.result['seconds']:.0f} s")
+
+
+def closing_table(study: Study, workspace: Workspace) -> str:
+    """Arms with n, mean, interval and difference to the baseline, as text."""
+    records = read_records(workspace.runs / study.name)
+    ids = {open_run(e, workspace).id for e in study.experiments}
+    runs = records.runs[records.runs["id"].isin(ids)]
+    order = {e.label: k for k, e in enumerate(reversed(study.experiments))}
+    runs = runs.sort_values(["name", "seed"], key=lambda c: c.map(order).mul(-1) if c.name == "name" else c)
+    table = compare_arms(runs, study.measure)
+    lines = [f"{'arm':<18}{'n':>3}  {'macro-F1, mean [95 % interval]':<34}{'difference to baseline':<26}flips a run"]
+    for row in table.itertuples():
+        own = f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" if row.n > 1 else f"{row.mean:.3f}"
+        gap = f"{row.difference:+.3f} [{row.difference_low:+.3f}, {row.difference_high:+.3f}]" if row.pairs > 1 else ""
+        flips = runs.loc[runs["name"] == row.arm, "flips_steps"]
+        lines.append(f"{row.arm:<18}{row.n:>3}  {own:<34}{gap:<26}{flips.min()}–{flips.max()}")
+    return "\n".join(lines)
+
+
+def write_report(study: Study, workspace: Workspace) -> Path:
+    """Execute the study's report notebook on its records. Raises RecordError where it fails."""
+    import papermill
+
+    target = workspace.runs / study.name / Path(study.report).name
+    try:
+        papermill.execute_notebook(workspace.root / "notebooks" / study.report, target,
+                                   {"records": str(Path("runs") / study.name)
+                                    if workspace.runs == workspace.root / "runs" else str(target.parent)},
+                                   progress_bar=False, cwd=workspace.root)
+    except papermill.PapermillExecutionError as error:
+        raise RecordError(f"the report {study.report} failed: {error.ename}: {error.evalue}") from None
+    return target
+
+
+def _shown(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def _changes(pairs: Iterable[str]) -> dict[str, object]:
+    changes = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ParameterError(f"--set takes name=value, not '{pair}'")
+        changes[key] = yaml.safe_load(value)
+    return changes
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    try:
+        return [int(s) for s in text.split(",")] if text else None
+    except ValueError:
+        raise ParameterError(f"--seeds takes whole numbers joined by commas, not '{text}'") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fer_lib.batch", description=__doc__.split("\n")[0])
+    parser.add_argument("study", type=Path, help="a study file, such as notebooks/studies/quick.yml")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="kernels at a time (default: the cores)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the study's")
+    parser.add_argument("--seeds", help="in place of the study's, such as 0,1,2")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all arms")
+    args = parser.parse_args(argv)
+    say = lambda text: print(text, flush=True)                                              # noqa: E731
+    workspace = find_workspace()
+    try:
+        changes = _changes(args.set) | ({"device": args.device} if args.device else {})
+        study = read_study(args.study, _seeds(args.seeds), changes)
+        if args.workers < 1:
+            raise ParameterError(f"--workers is at least 1, not {args.workers}")
+        outcomes = run_study(study, workspace, args.workers, say)
+        failed = [o for o in outcomes if o.status != "finished"]
+        if len(failed) < len(outcomes):
+            say(f"\n{study.title}\n\n{closing_table(study, workspace)}\n")
+            if study.note:
+                say(study.note + "\n")
+            if study.report and not failed:
+                say(f"report:              {_shown(write_report(study, workspace))}")
+            say(f"executed notebooks:  {_shown(workspace.runs / study.name)}/*/notebook.ipynb")
+    except (ParameterError, ValueError, RecordError) as error:
+        print(f"batch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("batch: interrupted; finished runs are kept, start the same command again to go on", file=sys.stderr)
+        return 130
+    for outcome in failed:
+        print(f"batch: {outcome.run.path.name} failed: {outcome.sentence}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
