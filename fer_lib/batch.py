@@ -9,6 +9,7 @@ Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 1
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -105,21 +106,30 @@ def execute(e: Experiment, root: Path, target: Path) -> str:
 
     Returns "" or the one sentence of what went wrong. Runs in a worker process.
     """
-    import papermill                                    # late: only workers need it, and it takes seconds
-
     from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError
 
     os.environ.update(OMP_NUM_THREADS=str(e.threads), JUPYTER_PREFER_ENV_PATH="1", FER_LIVE="off")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(root / NOTEBOOK, target, dataclasses.asdict(e), progress_bar=False, cwd=root)
-    except papermill.PapermillExecutionError as error:
+        run_notebook(root / NOTEBOOK, target, dataclasses.asdict(e), root)
+    except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     except DeadKernelError:
         return "the kernel died (out of memory, or killed); start the study again to go on from the last checkpoint"
     except OSError as error:
         return f"can't write the executed notebook: {error.strerror or error}; make room and start the study again"
     return ""
+
+
+def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], root: Path) -> None:
+    """Execute a notebook by papermill from the project's root, quietly. Raises PapermillExecutionError."""
+    import papermill                                    # late: it takes seconds, and only some commands need it
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    quiet_kernel = ["--IPKernelApp.log_level=40"]       # else each kernel warns of TCP, which is bound to loopback
+    papermill.execute_notebook(notebook, target, parameters, progress_bar=False, cwd=root,
+                               extra_arguments=quiet_kernel)
 
 
 def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None]) -> list[Outcome]:
@@ -180,29 +190,25 @@ def closing_table(study: Study, workspace: Workspace) -> str:
     records = read_records(workspace.runs / study.name)
     ids = {open_run(e, workspace).id for e in study.experiments}
     runs = records.runs[records.runs["id"].isin(ids)]
-    order = {e.label: k for k, e in enumerate(reversed(study.experiments))}
-    runs = runs.sort_values(["name", "seed"], key=lambda c: c.map(order).mul(-1) if c.name == "name" else c)
     table = compare_arms(runs, study.measure)
     lines = [f"{'arm':<18}{'n':>3}  {'macro-F1, mean [95 % interval]':<34}{'difference to baseline':<26}flips a run"]
     for row in table.itertuples():
-        own = f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" if row.n > 1 else f"{row.mean:.3f}"
-        gap = f"{row.difference:+.3f} [{row.difference_low:+.3f}, {row.difference_high:+.3f}]" if row.pairs > 1 else ""
+        gap = f"{row.difference:+.3f}" if row.difference else ""
         flips = runs.loc[runs["name"] == row.arm, "flips_steps"]
-        lines.append(f"{row.arm:<18}{row.n:>3}  {own:<34}{gap:<26}{flips.min()}–{flips.max()}")
+        lines.append(f"{row.arm:<18}{row.score.n:>3}  {f'{row.score:.3f}':<34}{gap:<26}{flips.min()}–{flips.max()}")
     return "\n".join(lines)
 
 
 def write_report(study: Study, workspace: Workspace) -> Path:
     """Execute the study's report notebook on its records. Raises RecordError where it fails."""
-    import papermill
+    from papermill import PapermillExecutionError
 
     target = workspace.runs / study.name / Path(study.report).name
+    inside = workspace.runs == workspace.root / "runs"
+    records = Path("runs") / study.name if inside else target.parent
     try:
-        papermill.execute_notebook(workspace.root / "notebooks" / study.report, target,
-                                   {"records": str(Path("runs") / study.name)
-                                    if workspace.runs == workspace.root / "runs" else str(target.parent)},
-                                   progress_bar=False, cwd=workspace.root)
-    except papermill.PapermillExecutionError as error:
+        run_notebook(workspace.root / "notebooks" / study.report, target, {"records": str(records)}, workspace.root)
+    except PapermillExecutionError as error:
         raise RecordError(f"the report {study.report} failed: {error.ename}: {error.evalue}") from None
     return target
 

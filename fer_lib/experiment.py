@@ -55,7 +55,7 @@ class Experiment:
                              part="model")
     stem: str = _setting("torchvision", "torchvision (7x7/2 and max-pool) or small (3x3/1)", ("torchvision", "small"),
                          part="model")
-    width: float = _setting(1., "multiplier of all channel counts (1 = 64 to 512)", low=.01, high=8., part="model")
+    width: float = _setting(1., "multiplier of all channel counts; 1 means 64 to 512", low=.01, high=8., part="model")
     share_activations: bool = _setting(False, "one activation object a block, as torchvision has it", part="model")
 
     image_size: int = _setting(0, "pixels a side; 0: the data's own size", low=0, high=1024, part="data")
@@ -90,7 +90,7 @@ class Experiment:
                               ("auto", "fp32", "tf32", "bf16", "fp64"), part="training")
 
     dropout_p: float = _setting(.5, "dropout: share that is zeroed", low=0., high=.999999, part="dropout")
-    dropout_site: str = _setting("act1", "dropout: where, after the activation; head = before the classifier",
+    dropout_site: str = _setting("act1", "dropout: where, after the activation; head is before the classifier",
                                  part="dropout")
     dropout_unit: str = _setting("element", "dropout: element or channel", ("element", "channel"), part="dropout")
 
@@ -255,5 +255,4 @@ def parameters_cell(values: Experiment | None = None) -> str:
 def differences(e: Experiment) -> dict[str, tuple[object, object]]:
     """The settings in use that differ from the defaults (the paper's setting): name -> (here, default)."""
     return {f.name: (getattr(e, f.name), f.default) for f in dataclasses.fields(e)
-            if f.name in _used_fields(e) | {"data"} and getattr(e, f.name) != f.default
-            and f.name not in ("method", "seed")}
+            if f.name in _used_fields(e) - {"method", "seed"} and getattr(e, f.name) != f.default}

@@ -116,12 +116,12 @@ def arms(runs: pd.DataFrame, table: pd.DataFrame, measure: str, label: str, pape
     for row, arm in enumerate(table.itertuples()):
         seeds = runs.loc[runs["name"] == arm.arm, measure]
         ax.plot(seeds, np.full(len(seeds), row), "o", color=SKY, ms=4, alpha=.8, label="a seed" if row == 0 else None)
-        ax.plot([arm.low, arm.high], [row, row], color=BLUE, lw=2, label="95 % interval of the mean" if row == 0 else None)
-        ax.plot(arm.mean, row, "D", color=BLUE, ms=6, label="mean" if row == 0 else None)
+        ax.plot([arm.score.low, arm.score.high], [row, row], color=BLUE, lw=2, label="95 % interval of the mean" if row == 0 else None)
+        ax.plot(arm.score.mean, row, "D", color=BLUE, ms=6, label="mean" if row == 0 else None)
     shown = [(row, paper[arm]) for row, arm in enumerate(table["arm"]) if arm in paper]
     if shown:
         ax.plot([v for _, v in shown], [r for r, _ in shown], "x", color=RED, ms=8, mew=2, label="paper (AffectNet)")
-    ax.set_yticks(range(len(table)), [f"{a} (n = {n})" for a, n in zip(table["arm"], table["n"])])
+    ax.set_yticks(range(len(table)), [f"{arm.arm} (n = {arm.score.n})" for arm in table.itertuples()])
     ax.set_ylim(len(table) - .5, -.5)
     ax.set_xlabel(label)
     ax.spines[["top", "right"]].set_visible(False)

@@ -34,6 +34,7 @@ from fer_lib.data import PackedDataset, open_packed
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
 from fer_lib.files import RecordError, read_state, write_json, write_state, write_table, write_weights
+from fer_lib.methods import METHODS
 from fer_lib.workspace import Workspace
 
 RECORD_FORMAT = 1
@@ -299,12 +300,20 @@ def summary(e: Experiment, epochs: pd.DataFrame, flips: pd.DataFrame, steps_per_
 def environment(e: Experiment, device: torch.device) -> dict:
     """What the numbers were made with. No host name, no path."""
     packages = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-            or platform.machine(), "device_type": device.type, "precision": Precision(e.precision, device).name,
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(), "device_type": device.type, "precision": Precision(e.precision, device).name,
             "threads": e.threads, "deterministic": e.deterministic, "cuda": torch.version.cuda,
             "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
             "cpu_count": os.cpu_count(), "packages": {p: metadata.version(p) for p in packages},
             "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def processor_name() -> str:
+    """The processor's model where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -341,7 +350,14 @@ def read_records(folder: Path) -> Records:
             table = pd.read_parquet(path.parent / f"{name}.parquet")
             tables[name].append(table.assign(**{k: rows[-1][k] for k in ("study", "name", "method", "seed", "id")}))
     joined = {name: pd.concat(t, ignore_index=True) if t else pd.DataFrame() for name, t in tables.items()}
+    rows.sort(key=lambda row: (_rank(row["method"]), row["study"], row["name"], row["seed"]))
     return Records(pd.DataFrame(rows), unfinished=unfinished, **joined)
+
+
+def _rank(method: str) -> tuple:
+    """Tables show single methods in the order of METHODS, then combinations."""
+    parts = method.split("+")
+    return len(parts), [list(METHODS).index(p) for p in parts]
 
 
 def _run_row(path: Path, result: dict) -> dict:

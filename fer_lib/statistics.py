@@ -21,10 +21,11 @@ class Interval:
     high: float
     n: int
 
-    def __str__(self) -> str:
+    def __format__(self, spec: str) -> str:
+        """The mean in the given format, and the interval where there is one: `f"{interval:+.3f}"`."""
         if self.n < 2:
-            return f"{self.mean:.3f} (n = 1, no interval)"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.mean:{spec}}"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -47,7 +48,8 @@ def paired_difference(a: pd.Series, b: pd.Series, confidence: float = CONFIDENCE
 
 
 def compare_arms(runs: pd.DataFrame, measure: str, baseline: str = "baseline") -> pd.DataFrame:
-    """A row an arm, in order of appearance: n, the measure's interval, and its paired difference to the baseline.
+    """A row an arm, in order of appearance: `score`, the measure's Interval, and `difference`, that of the paired
+    difference to the baseline (None for the baseline itself).
 
     `runs` has the columns name, seed and `measure`, one row a run. Raises ValueError where a seed appears twice.
     """
@@ -60,7 +62,5 @@ def compare_arms(runs: pd.DataFrame, measure: str, baseline: str = "baseline") -
     for name, values in arms.items():
         own = t_interval(values.to_numpy())
         gap = paired_difference(values, arms[baseline]) if baseline in arms and name != baseline else None
-        rows.append({"arm": name, "n": own.n, "mean": own.mean, "low": own.low, "high": own.high,
-                     "difference": gap.mean if gap else math.nan, "difference_low": gap.low if gap else math.nan,
-                     "difference_high": gap.high if gap else math.nan, "pairs": gap.n if gap else 0})
+        rows.append({"arm": name, "score": own, "difference": gap})
     return pd.DataFrame(rows)

@@ -1,0 +1,60 @@
+"""The source `synthetic`: every knob of a `Recipe` as an option, and its drawing as a packing plan."""
+
+import multiprocessing
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from data_prep import faces, synthetic
+from data_prep.packed import SPLITS, DataError, Plan, file_sha256
+from data_prep.synthetic import KNOBS, PRESETS, SAMPLE_COLUMNS, Recipe, draw_samples, render_samples
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """One option a knob; what is not given comes from the preset."""
+    parser.add_argument("--preset", choices=list(PRESETS), default="standard", help="values not given (standard)")
+    for knob in fields(Recipe):
+        lowest, highest, meaning = KNOBS[knob.name]
+        option = "--" + knob.name.replace("_", "-")
+        parser.add_argument(option, type=type(knob.default), help=f"{meaning}; {lowest} to {highest}")
+    parser.set_defaults(workers=1)  # torch draws with all cores in one process already
+
+
+def plan(options: Namespace) -> Plan:
+    """What to draw; DataError for a value outside its range."""
+    given = {knob.name: getattr(options, knob.name) for knob in fields(Recipe)}
+    try:
+        recipe = replace(PRESETS[options.preset], **{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return recipe_plan(recipe)
+
+
+def recipe_plan(recipe: Recipe) -> Plan:
+    """What to draw for a recipe. The drawing code is an input like any other: after a change it is another plan."""
+    code = [Path(module.__file__) for module in (synthetic, faces)]
+    return Plan(
+        name="synthetic",
+        title="Drawn faces (7 classes)",
+        classes=synthetic.EXPRESSIONS,
+        shape=(1, recipe.size, recipe.size),
+        samples={split: draw_samples(recipe, split)[list(SAMPLE_COLUMNS)] for split in SPLITS},
+        decode=partial(draw_rows, recipe=recipe),
+        licence="Drawn by this project, of no real person: free under the project's own licence.",
+        release="drawn by data_prep.synthetic",
+        files={path.name: file_sha256(path) for path in code},
+        options=asdict(recipe),
+        drawn=True,
+    )
+
+
+def draw_rows(rows: pd.DataFrame, split: str, recipe: Recipe) -> np.ndarray:
+    """Images of consecutive rows, uint8 (n, 1, size, size)."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # one core a worker
+    return render_samples(recipe, split, int(rows.index[0]), int(rows.index[-1]) + 1)
