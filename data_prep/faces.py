@@ -515,7 +515,7 @@ def camera(f: Face, img: torch.Tensor, generator: torch.Generator) -> torch.Tens
 def draw_faces(geometry: Table, person: Table, scene: Table, size: int, noise_seed: int) -> np.ndarray:
     """Arrays (n,) of geometry (`geometry_of`), person and scene -> uint8 (n, size, size).
 
-    Skin is painted flat, lit, then set into the picture. Memory is about 200 n size^2 bytes: call it in chunks. The
+    Skin is painted flat, lit, then set into the picture. Memory is about 130 n size^2 bytes: call it in chunks. The
     bytes depend on the whole chunk's order and noise_seed; on one machine they are the same for any thread setting
     of the caller's (it runs on one thread), other CPUs and torch versions may round differently.
     """

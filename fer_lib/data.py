@@ -93,12 +93,22 @@ def open_packed(path: str | Path) -> PackedDataset:
     if version != FORMAT:
         raise DataError(f"'{shown}' is packed in format {version}, this version reads format {FORMAT}: "
                         "pack the data again with data_prep")
+    if not _complete(manifest):
+        raise DataError(f"'{shown}/manifest.json' is damaged: pack the data again with data_prep")
     splits = {name: _open_split(path / name, manifest, name) for name in SPLITS if name in manifest["splits"]}
     splits = {name: split for name, split in splits.items() if len(split)}
     for name in ("train", "val"):
         if name not in splits:
             raise DataError(f"'{shown}' has an empty {name} split: training needs one, pack the data with images in it")
     return PackedDataset(path, manifest, splits)
+
+
+def _complete(manifest: dict) -> bool:
+    """Whether all entries are there that training reads."""
+    wanted = ("name", "classes", "image", "splits", "normalization", "content_sha256")
+    return all(key in manifest for key in wanted) and all(
+        entry.keys() >= {"n", "files"} and entry["files"].keys() >= {"images.npy", "samples.parquet"}
+        for entry in manifest["splits"].values())
 
 
 def _open_split(folder: Path, manifest: dict, name: str) -> Split:
@@ -113,11 +123,16 @@ def _open_split(folder: Path, manifest: dict, name: str) -> Split:
     try:
         images = np.load(folder / "images.npy", mmap_mode="c" if entry["n"] else None, allow_pickle=False)
         samples = pd.read_parquet(folder / "samples.parquet")
-    except (ValueError, OSError) as error:
-        raise DataError(f"packed data '{folder.parent.name}' can't be read in {name} ({error}): pack it again") from None
+    except (ValueError, OSError) as error:                              # its text may hold the whole path
+        raise DataError(f"packed data '{folder.parent.name}' can't be read in {name} ({type(error).__name__}): pack the "
+                        "data again with data_prep") from None
     if len(images) != entry["n"] or len(samples) != entry["n"] or images.dtype != np.uint8:
         raise DataError(f"packed data '{folder.parent.name}': {name} holds {len(images)} images and {len(samples)} "
                         f"labels where the manifest says {entry['n']}: pack the data again with data_prep")
+    shape = tuple(manifest["image"][key] for key in ("channels", "height", "width"))
+    if entry["n"] and images.shape[1:] != shape:
+        raise DataError(f"packed data '{folder.parent.name}': {name} holds images of shape {images.shape[1:]} where the "
+                        f"manifest says {shape}: pack the data again with data_prep")
     labels = samples["label"].to_numpy()
     if len(labels) and not (0 <= labels.min() and labels.max() < len(manifest["classes"])):
         raise DataError(f"packed data '{folder.parent.name}': {name} has a label outside 0..."

@@ -345,10 +345,11 @@ def build_optimizer(e: Experiment, model: nn.Module) -> Optimizer:
         flat = {id(p) for p in parameters if sum(n > 1 for n in p.shape) <= 1}
         groups = [{"params": [p for p in parameters if id(p) not in flat], "weight_decay": e.weight_decay},
                   {"params": [p for p in parameters if id(p) in flat], "weight_decay": 0.}]
+    fused = True if parameters[0].is_cuda else None     # one kernel for all parameters
     if e.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=e.lr, momentum=e.momentum)
+        return torch.optim.SGD(groups, lr=e.lr, momentum=e.momentum, fused=fused)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[e.optimizer]
-    return kind(groups, lr=e.lr, betas=(e.beta1, e.beta2), eps=e.eps)
+    return kind(groups, lr=e.lr, betas=(e.beta1, e.beta2), eps=e.eps, fused=fused)
 
 
 def build_scheduler(e: Experiment, optimizer: Optimizer) -> LRScheduler:

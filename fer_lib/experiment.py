@@ -247,8 +247,10 @@ def parameters_cell(values: Experiment | None = None) -> str:
         if f.metadata["part"] != part:
             part = f.metadata["part"]
             lines.append("")
-        lines.append(f"{f.name}: {f.type if isinstance(f.type, str) else f.type.__name__} = "
-                     f"{getattr(values, f.name)!r}  # {f.metadata['help']}")
+        value = getattr(values, f.name)
+        literal = "float('inf')" if value == math.inf else repr(value)
+        lines.append(f"{f.name}: {f.type if isinstance(f.type, str) else f.type.__name__} = {literal}"
+                     f"  # {f.metadata['help']}")
     return "\n".join(lines)
 
 

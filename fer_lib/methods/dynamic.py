@@ -26,20 +26,20 @@ EVAL_W = ("shared", "raw")
 
 
 def reinitialise(w: list[Tensor], mean: str) -> list[Tensor]:
-    """The paper's re-initialisation: every element becomes the mean of all w. Returns new tensors of the same shapes.
+    """The paper's re-initialisation: every element becomes the mean of all w. Shapes stay; memory may be shared.
 
     mean: "model" pools all elements of all sites; "model_of_sites" is the mean of the sites' means; "site" averages
     each site for itself; "none" changes nothing. Means are taken in float64.
     """
     if mean == "none":
-        return [v.clone() for v in w]
+        return w
     if mean == "model":
-        m = torch.cat([v.flatten() for v in w]).double().mean()
-        return [torch.full_like(v, 1) * m.to(v.dtype) for v in w]
-    means = [v.double().mean() for v in w]
+        means = [torch.cat([v.flatten() for v in w]).double().mean()] * len(w)
+    else:
+        means = [v.double().mean() for v in w]
     if mean == "model_of_sites":
         means = [torch.stack(means).mean()] * len(w)
-    return [torch.full_like(v, 1) * m.to(v.dtype) for v, m in zip(w, means)]
+    return [m.to(v.dtype).expand(v.shape) for v, m in zip(w, means)]
 
 
 def keep_last_sign(w: Tensor, last_sign: Tensor) -> Tensor:
@@ -117,10 +117,10 @@ class Dynamic(Method):
 
     def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
         self.optimizer = optimizer
-        self.last_sign = {name: torch.sign(unit.w.detach()) for name, unit in self.units.items()}
         if self.modelled:
             shapes = {name: tuple(unit.w.shape) for name, unit in self.units.items()}
             self.path = ModelledPath(shapes, self.w0, self.noise_scale, optimizer, seed)
+        self.last_sign = torch.sign(torch.cat([w.detach().flatten() for w in self.source.values()]))
 
     @property
     def source(self) -> dict[str, Tensor]:
@@ -129,19 +129,16 @@ class Dynamic(Method):
 
     @torch.no_grad()
     def before_forward(self, step: int, epoch: int) -> None:
-        source = self.source
-        for (name, w), shared in zip(source.items(), reinitialise(list(source.values()), self.mean)):
-            w.copy_(keep_last_sign(shared, self._sign_of(name, w)))
-            self.units[name].w_forward.copy_(w)
-            if self.path:
-                self.units[name].w.copy_(w)
+        w = list(self.source.values())
+        flat = torch.cat([v.flatten() for v in reinitialise(w, self.mean)])     # a few operations for all sites at once
+        flat = keep_last_sign(flat, self.last_sign)
+        shared = [part.view_as(v) for part, v in zip(flat.split([v.numel() for v in w]), w)]
+        units = self.units.values()
+        for target in (w, [u.w_forward for u in units], [u.w for u in units] if self.path else []):
+            if target:
+                torch._foreach_copy_(target, shared)
         if self.average_moments:
             self._average_moments()
-
-    def _sign_of(self, name: str, w: Tensor) -> Tensor:
-        if self.last_sign[name].dtype != w.dtype or self.last_sign[name].device != w.device:
-            self.last_sign[name] = self.last_sign[name].to(w)
-        return self.last_sign[name]
 
     def _average_moments(self) -> None:
         optimizer = self.path.optimizer if self.path else self.optimizer
@@ -187,7 +184,7 @@ class Dynamic(Method):
                 self.units[name].w_forward.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
-        state = {f"last_sign/{name}": sign for name, sign in self.last_sign.items()}
+        state = {"last_sign": self.last_sign}
         if self.path:
             state |= {f"path/{name}": w.detach() for name, w in self.path.w.items()}
             for name, w in self.path.w.items():
@@ -196,8 +193,7 @@ class Dynamic(Method):
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        for name, sign in self.last_sign.items():
-            self.last_sign[name] = state[f"last_sign/{name}"].to(sign.device)
+        self.last_sign = state["last_sign"].to(self.last_sign.device)
         if self.path:
             for name, w in self.path.w.items():
                 w.data.copy_(state[f"path/{name}"])
