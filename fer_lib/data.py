@@ -124,15 +124,15 @@ def _open_split(folder: Path, manifest: dict, name: str) -> Split:
         images = np.load(folder / "images.npy", mmap_mode="c" if entry["n"] else None, allow_pickle=False)
         samples = pd.read_parquet(folder / "samples.parquet")
     except (ValueError, OSError) as error:                              # its text may hold the whole path
-        raise DataError(f"packed data '{folder.parent.name}' can't be read in {name} ({type(error).__name__}): pack the "
-                        "data again with data_prep") from None
+        raise DataError(f"packed data '{folder.parent.name}' can't be read in {name} ({type(error).__name__}): pack "
+                        "the data again with data_prep") from None
     if len(images) != entry["n"] or len(samples) != entry["n"] or images.dtype != np.uint8:
         raise DataError(f"packed data '{folder.parent.name}': {name} holds {len(images)} images and {len(samples)} "
                         f"labels where the manifest says {entry['n']}: pack the data again with data_prep")
     shape = tuple(manifest["image"][key] for key in ("channels", "height", "width"))
     if entry["n"] and images.shape[1:] != shape:
-        raise DataError(f"packed data '{folder.parent.name}': {name} holds images of shape {images.shape[1:]} where the "
-                        f"manifest says {shape}: pack the data again with data_prep")
+        raise DataError(f"packed data '{folder.parent.name}': {name} holds images of shape {images.shape[1:]} where "
+                        f"the manifest says {shape}: pack the data again with data_prep")
     labels = samples["label"].to_numpy()
     if len(labels) and not (0 <= labels.min() and labels.max() < len(manifest["classes"])):
         raise DataError(f"packed data '{folder.parent.name}': {name} has a label outside 0..."

@@ -206,7 +206,7 @@ def _checked(f: dataclasses.Field, value: object) -> object:
         want = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}[kind]
         raise ParameterError(f"{f.name} is {want}, not {value!r} ({rule['help']})")
     if rule["choices"] and value not in rule["choices"]:
-        near = difflib.get_close_matches(value, rule["choices"], 1)
+        near = difflib.get_close_matches(value.lower(), rule["choices"], 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ParameterError(f"unknown {f.name} '{value}' (choose one of {', '.join(rule['choices'])}{hint})")
     if kind in (int, float) and not rule["low"] <= value <= rule["high"]:

@@ -152,6 +152,8 @@ class Recorder:
         self.saved_at = time.monotonic()
         if (self.path / "checkpoint.safetensors").exists():
             self._resume()
+        else:                                           # parts of an attempt that ended before its first checkpoint
+            shutil.rmtree(self.path / "history", ignore_errors=True)
         self._write_head(device)
 
     def _write_head(self, device: torch.device) -> None:

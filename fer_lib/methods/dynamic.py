@@ -63,14 +63,17 @@ class ModelledPath:
     def __init__(self, shapes: dict[str, tuple[int, ...]], w0: float, scale: float, optimizer: Optimizer, seed: int):
         self.w = {site: nn.Parameter(torch.full(shape, w0, dtype=torch.float64)) for site, shape in shapes.items()}
         self.leader, self.scale, self.seed = optimizer, scale, seed
-        group = {k: v for k, v in optimizer.param_groups[0].items()
-                 if k in ("lr", "betas", "eps", "weight_decay", "momentum")}
-        self.optimizer = type(optimizer)(list(self.w.values()), foreach=False, **group)
+        # the group that w would be in: decay "matrices" has a second one, without decay, for what is one-dimensional
+        self.group = [-1 if sum(n > 1 for n in w.shape) <= 1 else 0 for w in self.w.values()]
+        keys = ("lr", "betas", "eps", "weight_decay", "momentum")
+        groups = [{"params": [w], **{k: v for k, v in optimizer.param_groups[g].items() if k in keys}}
+                  for w, g in zip(self.w.values(), self.group)]
+        self.optimizer = type(optimizer)(groups, foreach=False)
 
     def step(self, step: int) -> None:
         """One optimiser step on every w, at the learning rate and weight decay that the run has now."""
-        for key in ("lr", "weight_decay"):
-            self.optimizer.param_groups[0][key] = self.leader.param_groups[0][key]
+        for own, g in zip(self.optimizer.param_groups, self.group):
+            own |= {key: self.leader.param_groups[g][key] for key in ("lr", "weight_decay")}
         for site, w in self.w.items():
             if self.scale == 0:
                 w.grad = torch.zeros_like(w)

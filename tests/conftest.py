@@ -1,0 +1,154 @@
+"""Shared by the tests: packed data of random images that are easily learnt, small experiments, a short ResNet.
+
+`short_resnet` gives ResNet-18 one block a stage: the same sites and code, half the time. Tests of the sites themselves
+use the real one.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from fer_lib import models
+from fer_lib.data import PackedDataset, Split
+from fer_lib.engine import Block, train
+from fer_lib.experiment import Experiment
+
+CPU = torch.device("cpu")
+CLASSES = ["neutral", "happy", "sad", "surprise", "fear", "disgust", "anger"]
+SIZES = {"train": 64, "val": 16, "test": 16}
+# eight steps an epoch; 64 px channels become 3
+SMALL = dict(width=0.05, batch_size=8, lr=1e-3, epochs=2, device="cpu")
+
+
+def make_split(n: int, rng: np.random.Generator, side: int, channels: int, soft: bool) -> Split:
+    """Random pixels; the rows that belong to the label are dark."""
+    labels = rng.integers(0, 7, n)
+    labels[:7] = np.arange(7)[:n]
+    images = rng.integers(0, 256, (n, channels, side, side), dtype=np.uint8)
+    for image, label in zip(images, labels):
+        image[:, label * 2 : label * 2 + 2] //= 4
+    samples = pd.DataFrame({"label": labels.astype(np.int64)})
+    if soft:
+        rows = 0.5 * np.eye(7)[labels] + 0.5 * np.eye(7)[(labels + 1) % 7]
+        samples["soft"] = list(rows.astype(np.float32))
+    return Split(images, samples)
+
+
+def make_data(seed: int = 0, sizes: dict[str, int] = SIZES, side: int = 16, channels: int = 1,
+              soft: bool = False) -> PackedDataset:
+    """A packed data set in memory."""
+    rng = np.random.default_rng(seed)
+    splits = {name: make_split(n, rng, side, channels, soft) for name, n in sizes.items()}
+    digest = hashlib.sha256()
+    for split in splits.values():
+        digest.update(split.images.tobytes() + split.samples["label"].to_numpy().tobytes())
+    pixels = splits["train"].images / 255
+    manifest = {"format": 1, "name": "fake", "classes": CLASSES, "content_sha256": digest.hexdigest(),
+                "image": {"channels": channels, "height": side, "width": side},
+                "normalization": {"mean": pixels.mean((0, 2, 3)).tolist(), "std": pixels.std((0, 2, 3)).tolist()}}
+    return PackedDataset(Path("fake"), manifest, splits)
+
+
+def write_packed(folder: Path, data: PackedDataset) -> Path:
+    """The data set on disk, as data_prep writes it."""
+    entries = {}
+    for name, split in data.splits.items():
+        (folder / name).mkdir(parents=True)
+        np.save(folder / name / "images.npy", split.images)
+        split.samples.to_parquet(folder / name / "samples.parquet", index=False)
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+                 for p in sorted((folder / name).iterdir())}
+        entries[name] = {"n": len(split), "files": files}
+    (folder / "manifest.json").write_text(json.dumps({**data.manifest, "splits": entries}))
+    return folder
+
+
+def make_experiment(**settings) -> Experiment:
+    return Experiment(**{**SMALL, **settings})
+
+
+@dataclass
+class Trained:
+    """What a run left in memory: its blocks joined."""
+
+    blocks: list[Block]
+
+    @property
+    def loss(self) -> np.ndarray:
+        return np.concatenate([b.loss for b in self.blocks])
+
+    @property
+    def lr(self) -> np.ndarray:
+        return np.concatenate([b.lr for b in self.blocks])
+
+    @property
+    def w(self) -> np.ndarray:
+        """Mean w after each step, by site: (steps, sites)."""
+        return np.concatenate([b.w["mean"] for b in self.blocks])
+
+    @property
+    def turned_negative(self) -> np.ndarray:
+        return np.concatenate([b.turned_negative for b in self.blocks])
+
+    @property
+    def turned_positive(self) -> np.ndarray:
+        return np.concatenate([b.turned_positive for b in self.blocks])
+
+    @property
+    def flip_steps(self) -> list[int]:
+        """Steps, from 1, whose forward was the first with another sign anywhere."""
+        turned = (self.turned_negative + self.turned_positive).any(1)
+        return (np.flatnonzero(turned) + 1).tolist()
+
+    @property
+    def macro_f1(self) -> list[float]:
+        return [v.scores.macro_f1 for b in self.blocks for v in b.evaluations]
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        return self.blocks[-1].model()
+
+
+def train_together(experiments: Sequence[Experiment], data: PackedDataset) -> list[Trained]:
+    blocks = list(train([(e, data) for e in experiments], CPU))
+    return [Trained([b for b in blocks if b.run == k]) for k in range(len(experiments))]
+
+
+def train_one(e: Experiment, data: PackedDataset) -> Trained:
+    return train_together([e], data)[0]
+
+
+def assert_same_bits(a: Trained, b: Trained) -> None:
+    """Losses, scores and every tensor of the models."""
+    assert a.loss.tobytes() == b.loss.tobytes()
+    assert a.macro_f1 == b.macro_f1
+    assert a.model.keys() == b.model.keys()
+    assert all(torch.equal(a.model[k], b.model[k]) for k in a.model)
+
+
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.LAYERS, "resnet18", (models.BasicBlock, [1, 1, 1, 1]))
+
+
+@pytest.fixture
+def short_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    short(monkeypatch)
+
+
+@pytest.fixture
+def data() -> PackedDataset:
+    return make_data()
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A packed data set on disk, with soft labels."""
+    return write_packed(tmp_path / "packed" / "fake", make_data(soft=True))

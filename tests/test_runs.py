@@ -1,0 +1,403 @@
+"""Records: what is on disk, what survives a stop, and that the numbers are those of the epochs."""
+
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_data, make_experiment, short, write_packed
+from safetensors.numpy import load_file
+
+import fer_lib
+from fer_lib import engine, files, runs
+from fer_lib.data import PackedDataset, open_packed
+from fer_lib.files import RecordError, read_state, write_state
+from fer_lib.runs import Diverged, Run, export, read_records, record
+
+pytestmark = pytest.mark.usefixtures("short_resnet")
+
+FINISHED = {"experiment.json", "environment.json", "history.parquet", "epochs.parquet", "flips.parquet",
+            "model.safetensors", "result.json"}
+EVENTFUL = dict(method="dropout+dynamic", w0=0.003, epochs=3, augment="flip", schedule="plateau", schedule_epochs=1)
+
+
+def trained(folder: Path, data: PackedDataset, **settings) -> Run:
+    run = Run(make_experiment(**settings), data, folder)
+    assert run.status == "new"
+    assert len(list(record([run]))) > 0
+    return run
+
+
+def started(folder: Path, data: PackedDataset, blocks: int, **settings) -> Run:
+    """A run whose loop was left after so many blocks."""
+    run = Run(make_experiment(**settings), data, folder)
+    for k, _ in enumerate(record([run]), 1):
+        if k == blocks:
+            break
+    return run
+
+
+def assert_same_record(a: Run, b: Run) -> None:
+    assert a.finished and b.finished and a.id == b.id
+    pd.testing.assert_frame_equal(a.history, b.history, check_exact=True)
+    pd.testing.assert_frame_equal(a.epochs, b.epochs, check_exact=True)
+    pd.testing.assert_frame_equal(a.flips, b.flips, check_exact=True)
+    ours, theirs = load_file(a.path / "model.safetensors"), load_file(b.path / "model.safetensors")
+    assert ours.keys() == theirs.keys() and all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
+    pace = ("seconds", "images_per_second")
+    assert {k: v for k, v in a.result.items() if k not in pace} == {k: v for k, v in b.result.items() if k not in pace}
+
+
+def listing(run: Run) -> set[str]:
+    return {p.name for p in run.path.iterdir()}
+
+
+# --- what is on disk ---
+
+
+def test_a_finished_record_is_complete(data, tmp_path):
+    run = trained(tmp_path, data, method="dynamic", w0=0.003, study="quick", name="arm", seed=3)
+    assert run.path == tmp_path / "quick" / f"arm-{run.id}-seed3"
+    assert listing(run) == FINISHED
+    sites = [f"layer{k}.0.act1" for k in (1, 2, 3, 4)]
+    w = [f"w_{name}/{site}" for name in ("mean", "sd", "min", "max", "channel") for site in sites]
+    assert list(run.history) == ["step", "epoch", "loss", "lr", *w]
+    assert run.history["step"].tolist() == list(range(1, 17)) and run.history["epoch"].tolist() == [1] * 8 + [2] * 8
+    assert list(run.flips) == ["step", "epoch", "site", "sign", "share"]
+    assert list(run.epochs) == runs.epoch_columns()
+    assert len(run.epochs) == 2 * 2 * 2 and (run.epochs["n"] == 16).all()
+    head = json.loads((run.path / "experiment.json").read_text())
+    assert head["experiment"] == json.loads(run.experiment.to_json()) and head["data_hash"] == data.hash
+    assert head["id"] == run.id and head["classes"] == data.classes
+    assert run.result["status"] == "finished" and run.result["n"] == {"train": 64, "val": 16, "test": 16}
+
+
+def test_the_environment_names_no_path_and_no_host(data, tmp_path):
+    run = trained(tmp_path, data, epochs=1)
+    text = (run.path / "environment.json").read_text()
+    found = json.loads(text)
+    assert found["device_type"] == "cpu" and found["precision"] == "fp32" and found["threads"] == 1
+    assert found["packages"]["torch"]
+    whole = text + (run.path / "experiment.json").read_text() + (run.path / "result.json").read_text()
+    for private in (str(tmp_path), str(Path.cwd()), str(Path.home()), socket.gethostname()):
+        assert private not in whole
+    assert not re.search(r'"/\w', whole)
+
+
+def test_flips_are_rows_at_the_first_forward_with_the_new_sign(data, tmp_path):
+    run = trained(tmp_path, data, method="periodic", flip_interval=5, flip_interval_unit="step")
+    sites = [f"layer{k}.0.act1" for k in (1, 2, 3, 4)]
+    rows = [(step, epoch, site, sign, 1.0) for step, epoch, sign in ((5, 1, -1), (10, 2, 1), (15, 2, -1))
+            for site in sites]
+    assert [tuple(row) for row in run.flips.itertuples(index=False)] == rows
+    assert run.result["flips"] == {"steps": 3, "first": 5, "epochs_since_last": (16 - 15 + 1) / 8}
+
+
+def test_a_run_without_flips_says_so(data, tmp_path):
+    run = trained(tmp_path, data, epochs=1)
+    assert len(run.flips) == 0 and run.result["flips"] == {"steps": 0, "first": None, "epochs_since_last": None}
+
+
+def test_result_numbers_are_those_of_the_epochs(tmp_path):
+    data = make_data(sizes={"train": 64, "val": 30, "test": 40})
+    run = trained(tmp_path, data, method="periodic", flip_interval=2, epochs=5, lr=5e-3)
+    table = run.epochs
+    val = table[(table["split"] == "val") & (table["mode"] == "trained")].reset_index(drop=True)
+    best = int(val["macro_f1"].argmax())
+    assert run.result["chosen"]["epoch"] == best + 1
+    assert run.result["last"]["epoch"] == 5
+    assert run.result["max_val_macro_f1"] == val["macro_f1"].max()
+    assert run.result["min_train_loss"] == val["train_loss"].min()
+    for part in ("chosen", "last"):
+        for row in table[table["epoch"] == run.result[part]["epoch"]].itertuples():
+            suffix = "" if row.mode == "trained" else "_clean"
+            for key in ("macro_f1", "accuracy", "loss"):
+                assert run.result[part][f"{row.split}_{key}{suffix}"] == getattr(row, key)
+            assert run.result[part]["train_loss"] == row.train_loss
+    for row in table.itertuples():
+        confusion = np.array(row.confusion).reshape(7, 7)
+        assert confusion.sum() == row.n == {"val": 30, "test": 40}[row.split]
+        assert confusion.trace() / row.n == pytest.approx(row.accuracy)
+        total = confusion.sum(0) + confusion.sum(1)
+        f1 = 2 * np.diag(confusion)[total > 0] / total[total > 0]
+        assert f1.mean() == pytest.approx(row.macro_f1)
+        assert row.train_loss == pytest.approx(run.history.groupby("epoch")["loss"].mean()[row.epoch])
+
+
+def test_the_weights_kept_are_those_of_the_chosen_epoch(data, tmp_path):
+    run = Run(make_experiment(epochs=4, lr=5e-3), data, tmp_path)
+    by_epoch = {b.epoch: {k: v.clone().numpy() for k, v in b.model().items()} for b in record([run])}
+    kept, chosen = load_file(run.path / "model.safetensors"), by_epoch[run.result["chosen"]["epoch"]]
+    assert all(np.array_equal(kept[k], chosen[k]) for k in chosen)
+
+
+# --- stops ---
+
+
+def test_a_finished_run_is_not_trained_again(data, tmp_path, monkeypatch):
+    run = trained(tmp_path, data)
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.path.iterdir()}
+    monkeypatch.setattr(engine.Learner, "train_step", None)
+    again = Run(run.experiment, data, tmp_path)
+    assert again.finished and again.result == run.result
+    assert list(record([again])) == [] == list(record([run]))
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.path.iterdir()} == before
+
+
+def test_a_run_left_in_mid_epoch_goes_on_to_the_same_record(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "BLOCK_STEPS", 3)
+    whole = trained(tmp_path / "whole", data, **EVENTFUL)
+    assert len(whole.flips)
+    run = started(tmp_path / "parts", data, 2, **EVENTFUL)
+    for step, blocks in ((6, 3), (14, 1), (16, 9)):
+        run = Run(run.experiment, data, tmp_path / "parts")
+        assert run.status == "interrupted" and run.result["step"] == step and run.result["steps"] == 24
+        assert run.history["step"].tolist() == list(range(1, step + 1))
+        for k, block in enumerate(record([run]), 1):
+            assert k > 1 or block.first_step == step + 1
+            if k == blocks:
+                break
+    assert listing(run) == FINISHED
+    assert_same_record(whole, run)
+
+
+def test_what_was_written_after_the_last_checkpoint_is_cut_back(data, tmp_path, monkeypatch):
+    """A crash between two files of a checkpoint: parts, epochs and flips are ahead of the state."""
+    monkeypatch.setattr(engine, "BLOCK_STEPS", 3)
+    settings = {**EVENTFUL, "method": "dropout+periodic", "flip_interval": 2, "flip_interval_unit": "step"}
+    whole = trained(tmp_path / "whole", data, **settings)
+    for first in (1, 3):                                            # the first checkpoint, and a later one
+        folder = tmp_path / f"crash{first}"
+        run, written = Run(make_experiment(**settings, checkpoint_seconds=0), data, folder), []
+
+        def crash(path, state, written=written, first=first):
+            written.append(path)
+            if len(written) == first:
+                raise MemoryError
+            write_state(path, state)
+
+        monkeypatch.setattr(runs, "write_state", crash)
+        monkeypatch.setattr(runs.Recorder, "stop", lambda *arguments: None)     # as if the process were gone
+        with pytest.raises(MemoryError):
+            list(record([run]))
+        monkeypatch.undo()
+        short(monkeypatch)
+        monkeypatch.setattr(engine, "BLOCK_STEPS", 3)
+        assert len(list((run.path / "history").iterdir())) == first
+        run = Run(make_experiment(**settings), data, folder)        # checkpoints come at other steps than before
+        assert run.status == "running"
+        list(record([run]))
+        assert_same_record(whole, run)
+
+
+def test_several_runs_are_recorded_together(data, tmp_path):
+    experiments = [make_experiment(method=m, epochs=n) for m, n in (("baseline", 1), ("dropout", 2))]
+    together = [Run(e, data, tmp_path / "together") for e in experiments]
+    list(record(together))
+    for e, run in zip(experiments, together):
+        assert_same_record(run, trained(tmp_path / "alone", data, method=e.method, epochs=e.epochs))
+
+
+# at step 11 it waits where the file `wait` lies beside the records, so that a signal never comes too late
+WORKER = """
+import sys
+import time
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+from conftest import make_experiment
+from fer_lib import engine, models
+from fer_lib.data import open_packed
+from fer_lib.runs import Run, record
+
+models.LAYERS["resnet18"] = (models.BasicBlock, [1, 1, 1, 1])
+engine.BLOCK_STEPS = 3
+run = Run(make_experiment(**eval(sys.argv[3])), open_packed(sys.argv[1]), Path(sys.argv[2]))
+for block in record([run]):
+    print(block.last_step, flush=True)
+    while block.last_step >= 11 and Path(sys.argv[2] + ".wait").exists():
+        time.sleep(.01)
+"""
+
+
+def in_another_process(packed: Path, folder: Path, settings: dict) -> subprocess.Popen:
+    root = str(Path(fer_lib.__file__).parents[1])
+    arguments = [str(packed), str(folder), repr(settings), str(Path(__file__).parent)]
+    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=folder.parent, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"})
+
+
+def test_another_process_gives_the_same_bits_also_after_kill_or_ctrl_c(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "BLOCK_STEPS", 3)
+    settings = {**EVENTFUL, "w_gradient": "literal", "epochs": 3}
+    slow = {**settings, "epochs": 3, "checkpoint_seconds": 0}
+    data = open_packed(packed)
+    whole = trained(tmp_path / "here", data, **settings)
+    (tmp_path / "stopped.wait").touch()
+    processes = {name: in_another_process(packed, tmp_path / name, slow) for name in ("whole", "killed", "stopped")}
+    for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGINT)):
+        process = processes[name]
+        while int(process.stdout.readline()) < 11:                  # in the second epoch
+            pass
+        process.send_signal(number)
+    time.sleep(0.2)                                                 # the signal arrives before the wait ends
+    (tmp_path / "stopped.wait").unlink()
+    errors = {name: process.communicate(timeout=60)[1] for name, process in processes.items()}
+    assert processes["whole"].returncode == 0, errors["whole"]
+    assert processes["killed"].returncode == -signal.SIGKILL
+    assert processes["stopped"].returncode != 0 and "Stopped" in errors["stopped"], errors["stopped"]
+    found = {name: Run(make_experiment(**slow), data, tmp_path / name) for name in processes}
+    assert found["whole"].finished
+    assert found["killed"].status == "running"
+    assert found["stopped"].status == "interrupted" and found["stopped"].result["reason"] == "Stopped"
+    reached = found["stopped"].result["step"]
+    assert found["stopped"].history["step"].tolist() == list(range(1, reached + 1)) and 11 <= reached < 24
+    assert read_state(found["stopped"].path / "checkpoint.safetensors")["learner"]["step"] == reached
+    for name, run in found.items():
+        blocks = list(record([run]))
+        assert bool(blocks) == (name != "whole") and all(b.first_step > 9 for b in blocks)
+        assert_same_record(whole, run)
+
+
+# --- what goes wrong ---
+
+
+def full_disk(*arguments, **keywords):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_checkpoint_stays(data, tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole", data, **EVENTFUL)
+    run = started(tmp_path / "full", data, 1, **EVENTFUL)
+    checkpoint = (run.path / "checkpoint.safetensors").read_bytes()
+    run = Run(run.experiment, data, tmp_path / "full")
+    with pytest.raises(RecordError) as caught:
+        for _ in record([run]):
+            monkeypatch.setattr(files.os, "replace", full_disk)
+    monkeypatch.undo()
+    short(monkeypatch)
+    message, = caught.value._render_traceback_()
+    assert "the disk is full" in message and "\n" not in message and str(tmp_path) not in message
+    assert (run.path / "checkpoint.safetensors").read_bytes() == checkpoint
+    assert not list(run.path.rglob("*.tmp"))
+    run = Run(run.experiment, data, tmp_path / "full")
+    assert not run.finished
+    list(record([run]))
+    assert_same_record(whole, run)
+
+
+def test_a_full_disk_in_the_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "table.json"
+    files.write_json(path, 1)
+    with pytest.raises(RecordError, match="the disk is full; what was recorded before is kept"):
+        files.write_atomically(path, full_disk)
+    assert json.loads(path.read_text()) == 1 and [p.name for p in tmp_path.iterdir()] == ["table.json"]
+
+
+def test_a_diverged_run_fails_with_its_step(data, tmp_path):
+    settings = dict(optimizer="sgd", lr=1000.0, momentum=0.0, epochs=3, width=0.1)
+    run = Run(make_experiment(**settings), data, tmp_path)
+    with pytest.raises(Diverged, match=r"diverged; try a smaller lr than 1000") as caught:
+        list(record([run]))
+    run = Run(make_experiment(**settings), data, tmp_path)
+    assert run.status == "failed" and not (run.path / "model.safetensors").exists()
+    bad = int(np.flatnonzero(~np.isfinite(run.history["loss"]))[0])
+    assert f"at step {run.history['step'][bad]}:" in str(caught.value) and str(caught.value) == run.result["reason"]
+    assert read_records(tmp_path).unfinished == [f"{run.path.name}: failed"]
+
+
+def test_a_record_of_another_attempt_is_not_mixed_in(data, tmp_path, monkeypatch):
+    """A failed run has no checkpoint; when it is trained again its old history goes."""
+    e = make_experiment(epochs=3)
+    true_step = engine.Learner.train_step
+    monkeypatch.setattr(engine.Learner, "train_step", lambda self: true_step(self) * float("nan"))
+    with pytest.raises(Diverged):
+        list(record([Run(e, data, tmp_path)]))
+    monkeypatch.setattr(engine.Learner, "train_step", true_step)
+    run = Run(e, data, tmp_path)
+    assert len(run.history) == 8
+    list(record([run]))
+    assert run.history["step"].tolist() == list(range(1, 25)) and np.isfinite(run.history["loss"]).all()
+
+
+@pytest.mark.parametrize(("file", "text", "reason"), [
+    ("result.json", "{", "'.*/result.json' is damaged: delete that file"),
+    ("result.json", '{"format": 99, "status": "finished"}', "format 99, this version reads 1"),
+    ("checkpoint.safetensors", "x", "'.*/checkpoint.safetensors' is damaged .*: delete that file")])
+def test_damaged_records_are_named(data, tmp_path, file, text, reason):
+    run = started(tmp_path, data, 1)
+    (run.path / file).write_text(text)
+    with pytest.raises(RecordError, match=reason):
+        list(record([Run(run.experiment, data, tmp_path)]))
+
+
+def test_nothing_is_written_before_the_first_block(data, tmp_path):
+    Run(make_experiment(), data, tmp_path)
+    record([Run(make_experiment(), data, tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- many records ---
+
+
+def test_records_are_read_and_exported_with_the_same_numbers(data, tmp_path):
+    kept = [trained(tmp_path / "runs", data, study="s", method=m, seed=seed, w0=0.003)
+            for m in ("dynamic", "baseline") for seed in (1, 0)]
+    records = read_records(tmp_path / "runs")
+    assert [*zip(records.runs["method"], records.runs["seed"])] == [
+        ("baseline", 0), ("baseline", 1), ("dynamic", 0), ("dynamic", 1)]
+    for run in kept:
+        row = records.runs.set_index("id").loc[run.id]
+        assert row["chosen_val_macro_f1"] == run.result["chosen"]["val_macro_f1"]
+        assert row["last_test_loss_clean"] == run.result["last"]["test_loss_clean"]
+        assert row["setting_lr"] == 1e-3 and row["n_train"] == 64
+        own = records.history[records.history["id"] == run.id]
+        assert own["loss"].tolist() == run.history["loss"].tolist()
+    small = export(tmp_path / "runs" / "s", tmp_path / "small", every=4)
+    shown = [c for c in records.runs if c != "setting_data"]
+    pd.testing.assert_frame_equal(small.runs, records.runs[shown], check_exact=True)
+    pd.testing.assert_frame_equal(small.epochs, records.epochs, check_exact=True)
+    pd.testing.assert_frame_equal(small.flips, records.flips, check_exact=True)
+    assert sorted(small.history["step"].unique()) == [4, 8, 12, 16]
+    thinned = records.history[records.history["step"] % 4 == 0]
+    np.testing.assert_array_equal(small.history["loss"], thinned["loss"].astype(np.float32))
+    assert {p.name for p in (tmp_path / "small").iterdir()} == {
+        "runs.parquet", "epochs.parquet", "flips.parquet", "history.parquet"}
+
+
+def test_an_unfinished_study_is_not_exported(data, tmp_path):
+    run = started(tmp_path / "runs", data, 1)
+    assert read_records(tmp_path / "runs").unfinished == [f"{run.path.name}: interrupted"]
+    with pytest.raises(RecordError, match="1 runs .* not finished"):
+        export(tmp_path / "runs", tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    with pytest.raises(RecordError, match="no records in"):
+        read_records(tmp_path / "nowhere")
+
+
+def test_data_on_disk_trains_like_data_in_memory(tmp_path):
+    made = make_data()
+    opened = open_packed(write_packed(tmp_path / "fake", made))
+    assert_same_record(trained(tmp_path / "a", made, epochs=1), trained(tmp_path / "b", opened, epochs=1))
+
+
+def test_states_come_back_as_they_were(tmp_path):
+    import torch
+
+    state = {"a": [1, 2.5, None, True, "x", (1, 2)], 3: {"t": torch.arange(3), "inf": float("inf")},
+             "b": torch.tensor(float("nan")), "u": torch.get_rng_state()}
+    write_state(tmp_path / "state", state)
+    again = read_state(tmp_path / "state")
+    assert list(again) == list(state) and again["a"] == state["a"] and again[3]["inf"] == float("inf")
+    assert torch.equal(again[3]["t"], state[3]["t"]) and torch.isnan(again["b"]) and torch.equal(again["u"], state["u"])
+    with pytest.raises(TypeError, match="not set at '/c'"):
+        write_state(tmp_path / "state", {"c": set()})
