@@ -12,7 +12,7 @@ PACKED := $(or $(FER_PACKED),packed)
 QUICK := $(PACKED)/synthetic-quick/manifest.json
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help study test lab table1 clean
+.PHONY: help study test lab table1 notebooks clean
 help:
 	@sed -n '2,5s/^# *//p' Makefile
 
@@ -51,3 +51,8 @@ test: $(VENV)/.test $(QUICK)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# For maintainers: run the notebooks and store their outputs, which `make test` then compares.
+notebooks: $(VENV)/.test $(QUICK)
+	FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(VENV)/bin/jupyter-execute --inplace \
+	  --NotebookClient.record_timing=False notebooks/*.ipynb

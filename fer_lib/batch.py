@@ -2,8 +2,8 @@
 
     python -m fer_lib.batch notebooks/studies/quick.yml [--workers N] [--device cuda] [--seeds 0,1,2] [--set epochs=2]
 
-Everything is checked before the first run starts; finished runs are skipped; one run's failure doesn't stop the others.
-Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 130: interrupted (start it again to go on).
+Everything is checked before the first run starts; finished runs are skipped; one run's failure doesn't stop the rest.
+Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 130: interrupted, start again to go on.
 """
 
 import argparse
@@ -34,7 +34,7 @@ KEYS = {"study", "title", "note", "settings", "arms", "seeds", "report", "measur
 
 @dataclass(frozen=True)
 class Study:
-    """A matrix of experiments: every arm with every seed. `measure`: the column of runs that the closing table shows."""
+    """Every arm with every seed. `measure`: the column of the runs table that the closing table shows."""
 
     name: str
     experiments: list[Experiment]
@@ -124,7 +124,7 @@ def execute(e: Experiment, root: Path, target: Path) -> str:
 
 def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], root: Path) -> None:
     """Execute a notebook by papermill from the project's root, quietly. Raises PapermillExecutionError."""
-    import papermill                                    # late: it takes seconds, and only some commands need it
+    import papermill  # late: it takes seconds, and only some commands need it
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     quiet_kernel = ["--IPKernelApp.log_level=40"]       # else each kernel warns of TCP, which is bound to loopback
@@ -181,8 +181,8 @@ def _line(outcome: Outcome) -> str:
     if outcome.status != "finished":
         return head + f"FAILED: {outcome.sentence}"
     chosen, flips = outcome.result["chosen"], outcome.result["flips"]
-    return head + (f"val macro-F1 {chosen['val_macro_f1']:.3f} at epoch {chosen['epoch']}, {flips['steps']} sign flips, "
-                   f"{outcome.result['seconds']:.0f} s")
+    return head + (f"val macro-F1 {chosen['val_macro_f1']:.3f} at epoch {chosen['epoch']}, "
+                   f"{flips['steps']} steps with a sign flip, {outcome.result['seconds']:.0f} s")
 
 
 def closing_table(study: Study, workspace: Workspace) -> str:
@@ -239,7 +239,8 @@ def _seeds(text: str | None) -> list[int] | None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fer_lib.batch", description=__doc__.split("\n")[0])
     parser.add_argument("study", type=Path, help="a study file, such as notebooks/studies/quick.yml")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="kernels at a time (default: the cores)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+                        help="kernels at a time (default: as many as cores)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the study's")
     parser.add_argument("--seeds", help="in place of the study's, such as 0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all arms")

@@ -180,7 +180,7 @@ class DeviceSplit:
 
 
 def epoch_order(e: Experiment, labels: Tensor, epoch: int) -> Tensor:
-    """Row numbers (steps, batch) of one epoch, on the CPU: a permutation, or a draw in which classes are equally likely.
+    """Row numbers (steps, batch) of one epoch, on the CPU: a permutation, or draws with classes equally likely.
 
     The last partial batch is dropped.
     """
@@ -202,7 +202,8 @@ def sampled_labels(e: Experiment, soft: Tensor, order: Tensor, epoch: int) -> Te
 
 
 class Augmentation:
-    """Random flips, crops and erasing of one epoch, drawn on the CPU for (steps, batch) images, applied on the device."""
+    """Random flips, crops and erasing of an epoch: drawn on the CPU for (steps, batch) images, applied on the device.
+    """
 
     def __init__(self, e: Experiment, order: Tensor, epoch: int, device: torch.device):
         self.terms = check_augment(e.augment)

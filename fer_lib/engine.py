@@ -50,6 +50,7 @@ class Block:
     loss (S,); lr (S,); by site (S, sites): w_mean, w_sd, w_min, w_max, w_channel (after the optimiser step, before the
     re-initialisation; empty without w), turned_negative and turned_positive (share of the site's signs that changed
     since the forward before). At an epoch's end `evaluations` holds its scores and `train_loss` its mean loss.
+    `state()` and `model()` read the learner at the block's end; they hold until the next block is asked for.
     """
 
     run: int
@@ -68,7 +69,7 @@ class Block:
     evaluations: list[Evaluation] = field(default_factory=list)
     train_loss: float = math.nan
     last: bool = False
-    state: Callable[[], dict] = field(default=dict, repr=False)         # the learner's state at the end of this block
+    state: Callable[[], dict] = field(default=dict, repr=False)
     model: Callable[[], dict[str, Tensor]] = field(default=dict, repr=False)
 
     @property

@@ -38,6 +38,7 @@ from fer_lib.methods import METHODS
 from fer_lib.workspace import Workspace
 
 RECORD_FORMAT = 1
+FLIP_COLUMNS = ["step", "epoch", "site", "sign", "share"]
 
 
 class Diverged(RuntimeError):
@@ -92,13 +93,15 @@ class Run:
 
     @property
     def epochs(self) -> pd.DataFrame:
-        """A row an epoch, split and mode."""
-        return pd.read_parquet(self.path / "epochs.parquet")
+        """A row an epoch, split and mode; empty before the first checkpoint."""
+        path = self.path / "epochs.parquet"
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=epoch_columns())
 
     @property
     def flips(self) -> pd.DataFrame:
-        """A row a change of sign."""
-        return pd.read_parquet(self.path / "flips.parquet")
+        """A row a change of sign; empty before the first checkpoint."""
+        path = self.path / "flips.parquet"
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=FLIP_COLUMNS)
 
 
 def open_run(e: Experiment, workspace: Workspace) -> Run:
@@ -220,6 +223,7 @@ class Recorder:
         if status == "failed":
             write_table(self.path / "history" / f"{self.history[0]['step'].iloc[0]:09d}-failed.parquet",
                         pd.concat(self.history, ignore_index=True))
+            self._write_tables()
         self._write_result({"status": status, "reason": reason, "step": self.block.last_step,
                             "steps": self.block.steps_per_epoch * self.e.epochs})
 
@@ -261,7 +265,7 @@ def flip_table(block: Block) -> pd.DataFrame:
     for sign, turned in ((-1, block.turned_negative), (1, block.turned_positive)):
         for k, site in zip(*np.nonzero(turned)):
             rows.append((block.first_step + k, block.epoch, block.sites[site], sign, turned[k, site]))
-    table = pd.DataFrame(rows, columns=["step", "epoch", "site", "sign", "share"])
+    table = pd.DataFrame(rows, columns=FLIP_COLUMNS)
     table = table.astype({"step": np.int32, "epoch": np.int32, "site": str, "sign": np.int8, "share": np.float32})
     return table.sort_values(["step"], kind="stable", ignore_index=True)
 
@@ -302,7 +306,8 @@ def summary(e: Experiment, epochs: pd.DataFrame, flips: pd.DataFrame, steps_per_
 def environment(e: Experiment, device: torch.device) -> dict:
     """What the numbers were made with. No host name, no path."""
     packages = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(), "device_type": device.type, "precision": Precision(e.precision, device).name,
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {"device": name, "device_type": device.type, "precision": Precision(e.precision, device).name,
             "threads": e.threads, "deterministic": e.deterministic, "cuda": torch.version.cuda,
             "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
             "cpu_count": os.cpu_count(), "packages": {p: metadata.version(p) for p in packages},

@@ -74,7 +74,7 @@ class Combined(Method):
 
     def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
         for m in self.methods:
-            # seeded by the method's name: it draws the same numbers alone and in company
+            # a generator each, so that a method draws the same numbers alone and in company
             own = torch.Generator(generator.device).manual_seed(generator.initial_seed())
             m.attach(optimizer, own, seed)
 

@@ -26,7 +26,8 @@ class RandomFlip(SignFlips):
         self.p, self.per_channel = flip_p, flip_unit == "channel"
 
     def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
-        self.generator = generator
+        # a seed of its own: in "dropout+random_flip" dropout draws from the given one
+        self.generator = torch.Generator(generator.device).manual_seed(generator.initial_seed() + 1)
 
     def before_forward(self, step: int, epoch: int) -> None:
         for module in self.flips.values():
