@@ -85,7 +85,10 @@ def choose_device(name: str) -> torch.device:
     """The device of that name ("auto": CUDA where there is one). Raises ParameterError where it doesn't exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ParameterError(f"unknown device '{name}' (choose auto, cpu, cuda or cuda:N)") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ParameterError(f"device '{name}' is not here: this machine has {torch.cuda.device_count()} CUDA devices "
                              "(choose auto or cpu)")

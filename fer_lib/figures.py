@@ -119,7 +119,8 @@ def arms(runs: pd.DataFrame, table: pd.DataFrame, measure: str, label: str, pape
     ax = figure.subplots()
     for row, arm in enumerate(table.itertuples()):
         seeds = runs.loc[runs["name"] == arm.arm, measure]
-        ax.plot(seeds, np.full(len(seeds), row), "o", color=SKY, ms=4, alpha=.8, label="a seed" if row == 0 else None)
+        below = np.full(len(seeds), row + .22)          # beside the line, where the mean doesn't hide them
+        ax.plot(seeds, below, "o", color=SKY, ms=4, alpha=.8, label="a seed" if row == 0 else None)
         ax.plot([arm.score.low, arm.score.high], [row, row], color=BLUE, lw=2,
                 label="95 % interval of the mean" if row == 0 else None)
         ax.plot(arm.score.mean, row, "D", color=BLUE, ms=6, label="mean" if row == 0 else None)
@@ -154,10 +155,12 @@ def gallery(images: np.ndarray, labels: np.ndarray, classes: list[str], columns:
     return figure
 
 
-def arm_curves(epochs: pd.DataFrame, split: str, column: str, label: str, title: str) -> Figure:
-    """A panel an arm: a thin line a seed, a thick one for their mean, as trained. `epochs` as in `runs.Records`."""
+def arm_curves(epochs: pd.DataFrame, names: list[str], split: str, column: str, label: str, title: str) -> Figure:
+    """A panel for each arm in `names`: a thin line a seed, a thick one for their mean, as trained.
+
+    `epochs` as in `runs.Records`.
+    """
     rows = epochs[(epochs["split"] == split) & (epochs["mode"] == "trained")]
-    names = list(rows["name"].unique())
     figure = Figure(figsize=(2.3 * len(names) + .6, 2.9), layout="constrained")
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for k, (ax, name) in enumerate(zip(axes, names, strict=True)):

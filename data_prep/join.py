@@ -1,0 +1,191 @@
+"""Joining the shards: duplicates, the option that drops them, the files of the packed directory, its manifest."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from data_prep import disk
+from data_prep.packed import FORMAT, SPLITS, ContentHash, DataError, Dropped, Moments, Plan, Rejected
+from data_prep.shards import Chunk, Shard, dropped_of, dropped_row, shard_images
+
+LEAK = "equals a training image (--drop-leaks)"
+REPEAT = "equals an earlier image of its split (--dedup)"
+
+_COLUMN_TYPES = {
+    **dict.fromkeys(["label", "true_label", "subject", "duplicate_group"], pa.int64()),
+    **dict.fromkeys(["valence", "arousal", *(f"au{number}" for number in range(1, 65))], pa.float32()),
+    "soft": pa.list_(pa.float32()),
+    "source": pa.string(),
+}
+
+
+def join_shards(plan: Plan, chunks: list[Chunk], shards: list[Shard], folder: Path) -> dict:
+    """Writes the finished directory into `folder`, one shard in memory at a time, and returns its manifest."""
+    decoded = {split: _decoded(plan, split, chunks, shards) for split in SPLITS}
+    dropped = [*plan.dropped, *(drop for pair in zip(chunks, shards, strict=True) for drop in dropped_of(*pair))]
+    removed = {split: _duplicates_to_drop(plan, split, decoded) for split in SPLITS}
+    found = _duplicate_facts(decoded)
+    for split, why in removed.items():
+        rows = decoded[split]
+        dropped += [dropped_row(split, rows.iloc[i], Rejected(why[i], bad=False)) for i in np.flatnonzero(why != "")]
+    keep = {split: removed[split] == "" for split in SPLITS}
+    samples = _grouped({split: decoded[split][keep[split]] for split in SPLITS})
+    _refuse_empty(plan, samples, dropped)
+    content, moments, splits = ContentHash(), Moments(plan.shape[0]), {}
+    for split in SPLITS:
+        paths = [chunk.path for chunk in chunks if chunk.split == split]
+        splits[split] = _write_split(plan, split, paths, keep[split], samples[split], folder / split, content, moments)
+    _write_dropped(folder / "dropped.parquet", dropped)
+    manifest = _manifest(plan, splits, dropped, found, moments, content)
+    disk.write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _write_split(
+    plan: Plan,
+    split: str,
+    paths: list[Path],
+    keep: np.ndarray,
+    samples: pd.DataFrame,
+    folder: Path,
+    content: ContentHash,
+    moments: Moments,
+) -> dict:
+    """Writes a split's two files and returns its part of the manifest."""
+    with disk.writing(folder):
+        folder.mkdir(parents=True)
+    blocks = _image_blocks(paths, keep, (len(samples), *plan.shape), content, split, moments)
+    image_file = disk.write_file(folder / "images.npy", blocks)
+    content.samples(samples)
+    sample_file = disk.write_parquet(folder / "samples.parquet", _sample_columns(samples))
+    counts = np.bincount(samples["label"].to_numpy(np.int64), minlength=len(plan.classes)).tolist()
+    return {
+        "n": len(samples),
+        "class_counts": dict(zip(plan.classes, counts, strict=True)),
+        "files": {"images.npy": image_file, "samples.parquet": sample_file},
+    }
+
+
+def _decoded(plan: Plan, split: str, chunks: list[Chunk], shards: list[Shard]) -> pd.DataFrame:
+    """The rows of a split that have an image, in order, with its digest in the column `_digest`."""
+    own = [(chunk, shard) for chunk, shard in zip(chunks, shards, strict=True) if chunk.split == split]
+    if not own:
+        return plan.samples[split].assign(_digest=np.array([], f"V{DIGEST_BYTES}").astype(object))
+    rows = pd.concat([chunk.rows.iloc[shard.kept] for chunk, shard in own], ignore_index=True)
+    digests = np.concatenate([shard.digests for _, shard in own])
+    return rows.assign(_digest=[digest.tobytes() for digest in digests])
+
+
+def _duplicates_to_drop(plan: Plan, split: str, decoded: Mapping[str, pd.DataFrame]) -> np.ndarray:
+    """Why each row of a split goes, object (n,); "" = it stays."""
+    digest = decoded[split]["_digest"]
+    why = np.full(len(digest), "", object)
+    if plan.dedup:
+        why[digest.duplicated().to_numpy()] = REPEAT
+    if plan.drop_leaks and split != "train":
+        why[digest.isin(decoded["train"]["_digest"]).to_numpy()] = LEAK
+    return why
+
+
+def _duplicate_facts(decoded: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+    """Counts of byte-identical images among the decoded inputs, before any option dropped some."""
+    everything = pd.concat([decoded[split][["_digest", "label"]] for split in SPLITS], ignore_index=True)
+    group = everything.groupby("_digest", sort=False)["label"]
+    train, val, test = (decoded[split]["_digest"] for split in SPLITS)
+    return {
+        "groups": int((group.size() > 1).sum()),
+        "surplus": int(everything["_digest"].duplicated().sum()),
+        "groups_with_other_labels": int((group.nunique() > 1).sum()),
+        "val_in_train": int(val.isin(train).sum()),
+        "test_in_train": int(test.isin(train).sum()),
+        "test_in_val": int(test.isin(val).sum()),
+    }
+
+
+def _grouped(samples: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Adds `duplicate_group`: -1 for a unique image, else a number shared by equal images over all splits."""
+    joined = pd.concat([samples[split]["_digest"] for split in SPLITS], ignore_index=True)
+    repeated = joined.duplicated(keep=False).to_numpy()
+    group = np.full(len(joined), -1, np.int64)
+    group[repeated] = pd.factorize(joined[repeated])[0]
+    ends = np.cumsum([len(samples[split]) for split in SPLITS])[:-1]
+    parts = zip(SPLITS, np.split(group, ends), strict=True)
+    return {split: samples[split].assign(duplicate_group=part) for split, part in parts}
+
+
+def _refuse_empty(plan: Plan, samples: Mapping[str, pd.DataFrame], dropped: list[Dropped]) -> None:
+    if len(samples["train"]):
+        return
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in _count_reasons(dropped).items())
+    what = "training image" if any(map(len, samples.values())) else "image"
+    raise DataError(f"{plan.title}: not one usable {what} in the source" + (f" ({reasons})" if reasons else ""))
+
+
+def _image_blocks(
+    paths: list[Path], keep: np.ndarray, shape: tuple[int, ...], content: ContentHash, split: str, moments: Moments
+) -> Iterator[bytes]:
+    """The bytes of images.npy, shard by shard, feeding the content hash and (train only) the moments on the way."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    content.start(split, shape)
+    yield header.getvalue()
+    start = 0
+    for path in paths:
+        images = shard_images(path)
+        images = images[keep[start : (start := start + len(images))]]
+        if split == "train":
+            moments.add(images)
+        block = images.tobytes()
+        content.images(block)
+        yield block
+
+
+def _count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
+    return dict(Counter(drop.why.reason for drop in dropped).most_common())
+
+
+def _write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
+    columns = {
+        "split": pa.array([drop.split for drop in dropped], pa.string()),
+        "file": pa.array([drop.file for drop in dropped], pa.string()),
+        "row": pa.array([drop.row for drop in dropped], pa.int64()),
+        "reason": pa.array([drop.why.text for drop in dropped], pa.string()),
+    }
+    disk.write_parquet(path, columns)
+
+
+def _manifest(
+    plan: Plan, splits: dict, dropped: list[Dropped], duplicates: dict, moments: Moments, content: ContentHash
+) -> dict:
+    channels, height, width = plan.shape
+    kept = sum(facts["n"] for facts in splits.values())
+    return {
+        "format": FORMAT,
+        "name": plan.name,
+        "title": plan.title,
+        "drawn": plan.drawn,
+        "classes": list(plan.classes),
+        "image": {"channels": channels, "height": height, "width": width},
+        "splits": splits,
+        "normalization": moments.normalization(),
+        "options": plan.all_options,
+        "source": {"release": plan.release, "files": dict(plan.files)},
+        "licence": plan.licence,
+        "inputs": kept + len(dropped),
+        "kept": kept,
+        "dropped": _count_reasons(dropped),
+        "bad_inputs": sum(drop.why.bad for drop in dropped),
+        "duplicates": duplicates,
+        "plan_sha256": plan.sha256,
+        "content_sha256": content.finish(plan.classes),
+    }
+
+
+def _sample_columns(samples: pd.DataFrame) -> dict[str, pa.Array]:
+    written = [name for name in samples.columns if not name.startswith("_")]
+    return {name: pa.array(samples[name].to_numpy(), type=_COLUMN_TYPES.get(name)) for name in written}

@@ -1,0 +1,151 @@
+"""`write`: packs a plan into a directory, in parallel, resumably, whole or not at all.
+
+Finished shards and the plan's hash lie in `<out>.partial/`, so that the same command picks up where a stopped run
+stopped. The shards are joined there, and the finished directory is renamed into place.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep import disk
+from data_prep.join import join_shards
+from data_prep.packed import DataError, Dropped, Plan, partial_directory, read_manifest
+from data_prep.shards import Chunk, cut_into_chunks, dropped_of, finish_all
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there two writers of one --out are not told apart
+    fcntl = None
+
+
+def write(
+    plan: Plan,
+    out: Path,
+    *,
+    workers: int = 1,
+    strict: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: bool = False,
+) -> dict:
+    """Packs `plan` into the directory `out` and returns the manifest.
+
+    A finished `out` of the same plan is left as it is; `overwrite` replaces a packed directory. `say` gets what a user
+    should know (resumed, started anew, left as it is); `progress` shows a bar on stderr. With `workers` > 1 the caller
+    must be importable (spawn), as everywhere in multiprocessing. DataError for bad input under `strict`, for no usable
+    image, for an `out` that is something else, and for a disk that refuses.
+    """
+    out = Path(out)
+    if _same_plan_is_there(plan, out, strict, overwrite):
+        say(f"{out} already holds this data with these options: left as it is")
+        return read_manifest(out)
+    parts = partial_directory(out)
+    with disk.writing(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign(parts)
+    with _locked(parts):
+        _prepare(plan, parts, say)
+        _refuse_bad(plan.dropped, strict)
+        chunks = cut_into_chunks(plan, parts)
+        _say_resumed(chunks, say)
+        shards = []
+        bar = tqdm(total=sum(map(len, plan.samples.values())), desc=plan.name, unit="img", disable=not progress)
+        with bar, closing(finish_all(plan, chunks, workers)) as finished:
+            for chunk, shard in zip(chunks, finished, strict=True):
+                _refuse_bad(dropped_of(chunk, shard), strict)
+                shards.append(shard)
+                bar.update(len(chunk.rows))
+        manifest = join_shards(plan, chunks, shards, parts / "done")
+        with disk.writing(out):
+            _move_into_place(parts, out)
+    shutil.rmtree(parts, ignore_errors=True)
+    return manifest
+
+
+def _same_plan_is_there(plan: Plan, out: Path, strict: bool, overwrite: bool) -> bool:
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise DataError(f"{out} is a file, but --out names a directory")
+    if not any(out.iterdir()):
+        return False
+    if not (out / "manifest.json").is_file():
+        raise DataError(f"{out} is not empty and no packed directory; choose another --out")
+    if overwrite:
+        return False
+    manifest = read_manifest(out)
+    if manifest.get("plan_sha256") != plan.sha256:
+        raise DataError(
+            f"{out} holds {manifest.get('title', 'other data')} made from other input or with other options; "
+            "choose another --out, or replace it with --overwrite"
+        )
+    if strict and manifest.get("bad_inputs"):
+        raise DataError(f"{out} was packed without {manifest['bad_inputs']} bad input(s), see its dropped.parquet")
+    for split, facts in manifest["splits"].items():
+        for name, file in facts["files"].items():
+            path = out / split / name
+            if not path.is_file() or path.stat().st_size != file["bytes"]:
+                raise DataError(f"{path} is missing or truncated; pack it again with --overwrite")
+    return True
+
+
+@contextmanager
+def _locked(parts: Path) -> Iterator[None]:
+    """Keeps a second writer out; the lock goes with the process, so a killed run leaves none."""
+    with open(parts / "lock", "w") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"another process is packing into {parts}") from error
+        yield
+
+
+def _refuse_foreign(parts: Path) -> None:
+    names = {path.name for path in parts.iterdir()} - {"lock", "plan.json.tmp"}
+    if names and "plan.json" not in names:
+        raise DataError(f"{parts} is not empty and was not made by data_prep; move it away or choose another --out")
+
+
+def _prepare(plan: Plan, parts: Path, say: Callable[[str], None]) -> None:
+    """Leaves in `parts` only what belongs to this plan."""
+    note = parts / "plan.json"
+    try:
+        same = json.loads(note.read_text())["plan_sha256"] == plan.sha256
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        if note.exists():
+            say(f"{parts} holds parts of other input or other options: starting anew")
+        with disk.writing(parts):
+            for path in parts.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        disk.write_json(note, {"plan_sha256": plan.sha256})
+    shutil.rmtree(parts / "done", ignore_errors=True)
+
+
+def _say_resumed(chunks: list[Chunk], say: Callable[[str], None]) -> None:
+    there = sum(chunk.path.exists() for chunk in chunks)
+    if there:
+        say(f"resuming: {there} of {len(chunks)} parts are there")
+
+
+def _refuse_bad(dropped: Iterable[Dropped], strict: bool) -> None:
+    for drop in dropped:
+        if strict and drop.why.bad:
+            raise DataError(f"{drop.place}: {drop.why.text} (without --strict it would be left out and recorded)")
+
+
+def _move_into_place(parts: Path, out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        os.replace(out, parts / "replaced")
+    elif out.exists():
+        out.rmdir()
+    os.replace(parts / "done", out)
