@@ -37,7 +37,8 @@ study: $(VENV)/.base $(QUICK)
 	$(PY) -m fer_lib.batch notebooks/studies/quick.yml --workers $(WORKERS)
 
 table1: $(VENV)/.base
-	$(PY) -m fer_lib.batch notebooks/studies/table1_fer2013.yml --workers $(WORKERS) --set data=$(DATA)
+	$(PY) -m fer_lib.batch notebooks/studies/table1.yml --name table1_$(notdir $(DATA)) --set data=$(DATA) \
+	  --workers $(WORKERS)
 
 lab: $(VENV)/.lab $(QUICK)
 	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb

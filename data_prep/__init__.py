@@ -2,9 +2,13 @@
 
 A source is one module with
 
-    TITLE                        one line for `list`
     add_arguments(parser)        its own options
     plan(options) -> Plan        what to pack, from the parsed options (see `data_prep.packed.Plan`)
 
-and one line in `data_prep.__main__.SOURCES`. Reading may be slow in `decode` only: it runs in parallel, resumably.
+and one line in `data_prep.__main__.SOURCES`, with its title for `list`. Reading may be slow in `decode` only: it runs
+in parallel, resumably.
+
+    packed                  the format, and what a source hands over
+    writer, shards, join    a plan becomes a packed directory: `writer.write`
+    check                   a packed directory against its manifest
 """

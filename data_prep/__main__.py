@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from data_prep.check import check
-from data_prep.packed import SPLITS, DataError, Plan, read_manifest, write
+from data_prep.packed import SPLITS, DataError, Plan, read_manifest
+from data_prep.writer import write
 
 SOURCES = {  # command: (module, one line for `list`); a module is imported only when its command is used
     "synthetic": ("data_prep.synthetic_source", "drawn faces of this project, 7 classes: no download, no licence"),

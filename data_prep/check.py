@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from data_prep.packed import SPLITS, ContentHash, DataError, Moments, file_sha256, read_manifest
+from data_prep.packed import SPLITS, Contents, DataError, file_sha256, read_manifest
 
 _BLOCK_BYTES = 4 << 20  # pixels read at once
 
@@ -43,7 +43,7 @@ def _damaged_files(directory: Path, manifest: dict) -> Iterator[str]:
 
 def _contradictions(directory: Path, manifest: dict) -> Iterator[str]:
     """Where whole files and the manifest say different things."""
-    content, moments = ContentHash(), Moments(manifest["image"]["channels"])
+    contents = Contents(manifest["image"]["channels"])
     for split in SPLITS:
         images = np.load(directory / split / "images.npy", mmap_mode="r", allow_pickle=False)
         samples = pd.read_parquet(directory / split / "samples.parquet")
@@ -52,15 +52,13 @@ def _contradictions(directory: Path, manifest: dict) -> Iterator[str]:
         yield from _sample_problems(directory / split / "samples.parquet", samples, manifest, split)
         if wrong_images:
             return
-        content.start(split, images.shape)
+        contents.start(split, images.shape)
         for block in _blocks(images):
-            content.images(block.tobytes())
-            if split == "train":
-                moments.add(block)
-        content.samples(samples)
-    if content.finish(manifest["classes"]) != manifest["content_sha256"]:
+            contents.add_images(block)
+        contents.add_samples(samples)
+    if contents.sha256(manifest["classes"]) != manifest["content_sha256"]:
         yield f"{directory}: the content hash is not the manifest's"
-    if moments.normalization() != manifest["normalization"]:
+    if contents.normalization() != manifest["normalization"]:
         yield f"{directory}: the normalization is not that of the training images"
     yield from _count_problems(directory, manifest)
 

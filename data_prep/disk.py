@@ -47,10 +47,12 @@ def write_file(path: Path, blocks: Iterable[bytes]) -> dict[str, int | str]:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Writes indented UTF-8 JSON."""
     write_file(path, [json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"])
 
 
 def write_parquet(path: Path, columns: Mapping[str, pa.Array]) -> dict[str, int | str]:
+    """Writes a table and returns {"bytes", "sha256"}."""
     buffer = io.BytesIO()
     pq.write_table(pa.table(dict(columns)), buffer)
     return write_file(path, [buffer.getvalue()])

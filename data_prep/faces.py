@@ -7,7 +7,6 @@ coordinates (u, v), so that a turned head foreshortens it.
 Units: the frame is [-1, 1] x [-1, 1] (x right, y down); a frontal face of scale 1 has its chin near y = 1, and at
 48 px one pixel is .042. Angles are radians, grey values 0..1.
 """
-# ruff: noqa: C408  (tables of named numbers read better as keywords than as quoted keys)
 
 import copy
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 AUS = (1, 2, 4, 5, 6, 7, 9, 12, 15, 16, 17, 20, 23, 25, 26)
-NO_OCCLUDER, SUNGLASSES, HAND, BLOCK = range(4)
+NO_OCCLUDER, SUNGLASSES, HAND, CARD = range(4)
 SHORT, LONG, FRINGE, RECEDING, CURLY, SCARF, BOB = range(7)  # hair styles
 
 # What each AU does to the drawing at intensity 1: lengths in frame units (y down), the rest are strengths.
@@ -489,8 +488,8 @@ def draw_hand(f: Face, img: torch.Tensor) -> None:
     paint(img, cover(torch.minimum(fingers, palm), 1.5 * f.soft), tone)
 
 
-def draw_block(f: Face, img: torch.Tensor) -> None:
-    """A phone, a mug or a caption: a plain block that stands before the face."""
+def draw_card(f: Face, img: torch.Tensor) -> None:
+    """A phone, a mug or a caption: a plain rectangle that stands before the face."""
     s = f.s
     c, n = s["occ_angle"].cos(), s["occ_angle"].sin()
     x, y = f.fx - s["occ_x"], f.fy - s["occ_y"]
@@ -544,7 +543,7 @@ def compose(f: Face) -> torch.Tensor:
     where((p["glasses"] > 0) & (kind != SUNGLASSES), draw_glasses, f, img)
     where(kind == SUNGLASSES, draw_sunglasses, f, img)
     where(kind == HAND, draw_hand, f, img)
-    where(kind == BLOCK, draw_block, f, img)
+    where(kind == CARD, draw_card, f, img)
     return img
 
 

@@ -31,7 +31,7 @@ EIGHT_CLASSES = (*CLASSES, "contempt")
 VOTED = ("neutral", "happy", "surprise", "sad", "anger", "disgust", "fear", "contempt")  # the votes' order
 VOTE_COLUMNS = (
     "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "nf",
-)  # fmt: skip
+)
 LICENCE = f"The FER+ votes are under the MIT licence. {fer2013.LICENCE}"
 PUBLISHED_MAJORITY = {
     "train": dict(zip(VOTED, (8740, 7287, 3149, 3014, 2100, 119, 532, 119), strict=True)),

@@ -1,4 +1,4 @@
-"""Joining the shards: duplicates, the option that drops them, the files of the packed directory, its manifest."""
+"""Joining the shards to a packed directory: equal images are found, marked or dropped; files and manifest written."""
 
 import io
 from collections import Counter
@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from data_prep import disk
-from data_prep.packed import FORMAT, SPLITS, ContentHash, DataError, Dropped, Moments, Plan, Rejected
+from data_prep.packed import FORMAT, SPLITS, Contents, DataError, Dropped, Plan, Rejected
 from data_prep.shards import Chunk, Shard, dropped_of, dropped_row, shard_images
 
 LEAK = "equals a training image (--drop-leaks)"
@@ -27,62 +27,40 @@ _COLUMN_TYPES = {
 def join_shards(plan: Plan, chunks: list[Chunk], shards: list[Shard], folder: Path) -> dict:
     """Writes the finished directory into `folder`, one shard in memory at a time, and returns its manifest."""
     decoded = {split: _decoded(plan, split, chunks, shards) for split in SPLITS}
-    dropped = [*plan.dropped, *(drop for pair in zip(chunks, shards, strict=True) for drop in dropped_of(*pair))]
-    removed = {split: _duplicates_to_drop(plan, split, decoded) for split in SPLITS}
-    found = _duplicate_facts(decoded)
-    for split, why in removed.items():
-        rows = decoded[split]
-        dropped += [dropped_row(split, rows.iloc[i], Rejected(why[i], bad=False)) for i in np.flatnonzero(why != "")]
-    keep = {split: removed[split] == "" for split in SPLITS}
-    samples = _grouped({split: decoded[split][keep[split]] for split in SPLITS})
+    why = {split: _why_removed(plan, split, decoded) for split in SPLITS}
+    dropped = list(plan.dropped)
+    for chunk, shard in zip(chunks, shards, strict=True):
+        dropped += dropped_of(chunk, shard)
+    for split in SPLITS:
+        dropped += _removed(split, decoded[split], why[split])
+    samples = _grouped({split: decoded[split][why[split] == ""] for split in SPLITS})
     _refuse_empty(plan, samples, dropped)
-    content, moments, splits = ContentHash(), Moments(plan.shape[0]), {}
+    contents, splits = Contents(plan.shape[0]), {}
     for split in SPLITS:
         paths = [chunk.path for chunk in chunks if chunk.split == split]
-        splits[split] = _write_split(plan, split, paths, keep[split], samples[split], folder / split, content, moments)
+        contents.start(split, (len(samples[split]), *plan.shape))
+        blocks = _image_blocks(paths, why[split] == "", contents)
+        splits[split] = _write_split(plan, folder / split, blocks, samples[split])
+        contents.add_samples(samples[split])
     _write_dropped(folder / "dropped.parquet", dropped)
-    manifest = _manifest(plan, splits, dropped, found, moments, content)
+    manifest = _manifest(plan, splits, dropped, _duplicate_facts(decoded), contents)
     disk.write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def _write_split(
-    plan: Plan,
-    split: str,
-    paths: list[Path],
-    keep: np.ndarray,
-    samples: pd.DataFrame,
-    folder: Path,
-    content: ContentHash,
-    moments: Moments,
-) -> dict:
-    """Writes a split's two files and returns its part of the manifest."""
-    with disk.writing(folder):
-        folder.mkdir(parents=True)
-    blocks = _image_blocks(paths, keep, (len(samples), *plan.shape), content, split, moments)
-    image_file = disk.write_file(folder / "images.npy", blocks)
-    content.samples(samples)
-    sample_file = disk.write_parquet(folder / "samples.parquet", _sample_columns(samples))
-    counts = np.bincount(samples["label"].to_numpy(np.int64), minlength=len(plan.classes)).tolist()
-    return {
-        "n": len(samples),
-        "class_counts": dict(zip(plan.classes, counts, strict=True)),
-        "files": {"images.npy": image_file, "samples.parquet": sample_file},
-    }
 
 
 def _decoded(plan: Plan, split: str, chunks: list[Chunk], shards: list[Shard]) -> pd.DataFrame:
     """The rows of a split that have an image, in order, with its digest in the column `_digest`."""
     own = [(chunk, shard) for chunk, shard in zip(chunks, shards, strict=True) if chunk.split == split]
-    if not own:
-        return plan.samples[split].assign(_digest=np.array([], f"V{DIGEST_BYTES}").astype(object))
-    rows = pd.concat([chunk.rows.iloc[shard.kept] for chunk, shard in own], ignore_index=True)
-    digests = np.concatenate([shard.digests for _, shard in own])
-    return rows.assign(_digest=[digest.tobytes() for digest in digests])
+    kept = [row for chunk, shard in own for row in chunk.rows.index[shard.kept]]
+    digests = [digest.tobytes() for _, shard in own for digest in shard.digests]
+    return plan.samples[split].iloc[kept].reset_index(drop=True).assign(_digest=np.array(digests, object))
 
 
-def _duplicates_to_drop(plan: Plan, split: str, decoded: Mapping[str, pd.DataFrame]) -> np.ndarray:
-    """Why each row of a split goes, object (n,); "" = it stays."""
+# --- equal images ---------------------------------------------------------------------------------------------------
+
+
+def _why_removed(plan: Plan, split: str, decoded: Mapping[str, pd.DataFrame]) -> np.ndarray:
+    """Why the options take an image out of a split, object (n,); "" = it stays."""
     digest = decoded[split]["_digest"]
     why = np.full(len(digest), "", object)
     if plan.dedup:
@@ -90,6 +68,10 @@ def _duplicates_to_drop(plan: Plan, split: str, decoded: Mapping[str, pd.DataFra
     if plan.drop_leaks and split != "train":
         why[digest.isin(decoded["train"]["_digest"]).to_numpy()] = LEAK
     return why
+
+
+def _removed(split: str, rows: pd.DataFrame, why: np.ndarray) -> list[Dropped]:
+    return [dropped_row(split, rows.iloc[i], Rejected(why[i], bad=False)) for i in np.flatnonzero(why != "")]
 
 
 def _duplicate_facts(decoded: Mapping[str, pd.DataFrame]) -> dict[str, int]:
@@ -126,27 +108,48 @@ def _refuse_empty(plan: Plan, samples: Mapping[str, pd.DataFrame], dropped: list
     raise DataError(f"{plan.title}: not one usable {what} in the source" + (f" ({reasons})" if reasons else ""))
 
 
-def _image_blocks(
-    paths: list[Path], keep: np.ndarray, shape: tuple[int, ...], content: ContentHash, split: str, moments: Moments
-) -> Iterator[bytes]:
-    """The bytes of images.npy, shard by shard, feeding the content hash and (train only) the moments on the way."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    content.start(split, shape)
-    yield header.getvalue()
+# --- files and manifest ---------------------------------------------------------------------------------------------
+
+
+def _image_blocks(paths: list[Path], stays: np.ndarray, contents: Contents) -> Iterator[np.ndarray]:
+    """A split's images that stay, shard by shard, fed to `contents` on the way; `stays` is bool (n decoded,)."""
     start = 0
     for path in paths:
         images = shard_images(path)
-        images = images[keep[start : (start := start + len(images))]]
-        if split == "train":
-            moments.add(images)
-        block = images.tobytes()
-        content.images(block)
-        yield block
+        stop = start + len(images)
+        images = images[stays[start:stop]]
+        start = stop
+        contents.add_images(images)
+        yield images
 
 
-def _count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
-    return dict(Counter(drop.why.reason for drop in dropped).most_common())
+def _write_split(plan: Plan, folder: Path, blocks: Iterable[np.ndarray], samples: pd.DataFrame) -> dict:
+    """Writes a split's two files and returns its part of the manifest."""
+    with disk.writing(folder):
+        folder.mkdir(parents=True)
+    counts = np.bincount(samples["label"].to_numpy(np.int64), minlength=len(plan.classes)).tolist()
+    return {
+        "n": len(samples),
+        "class_counts": dict(zip(plan.classes, counts, strict=True)),
+        "files": {
+            "images.npy": disk.write_file(folder / "images.npy", _npy((len(samples), *plan.shape), blocks)),
+            "samples.parquet": disk.write_parquet(folder / "samples.parquet", _sample_columns(samples)),
+        },
+    }
+
+
+def _npy(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> Iterator[bytes]:
+    """The bytes of an .npy file of uint8, C-order."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    yield header.getvalue()
+    for block in blocks:
+        yield block.tobytes()
+
+
+def _sample_columns(samples: pd.DataFrame) -> dict[str, pa.Array]:
+    written = [name for name in samples.columns if not name.startswith("_")]
+    return {name: pa.array(samples[name].to_numpy(), type=_COLUMN_TYPES.get(name)) for name in written}
 
 
 def _write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
@@ -159,9 +162,7 @@ def _write_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
     disk.write_parquet(path, columns)
 
 
-def _manifest(
-    plan: Plan, splits: dict, dropped: list[Dropped], duplicates: dict, moments: Moments, content: ContentHash
-) -> dict:
+def _manifest(plan: Plan, splits: dict, dropped: list[Dropped], duplicates: dict, contents: Contents) -> dict:
     channels, height, width = plan.shape
     kept = sum(facts["n"] for facts in splits.values())
     return {
@@ -172,7 +173,7 @@ def _manifest(
         "classes": list(plan.classes),
         "image": {"channels": channels, "height": height, "width": width},
         "splits": splits,
-        "normalization": moments.normalization(),
+        "normalization": contents.normalization(),
         "options": plan.all_options,
         "source": {"release": plan.release, "files": dict(plan.files)},
         "licence": plan.licence,
@@ -182,10 +183,9 @@ def _manifest(
         "bad_inputs": sum(drop.why.bad for drop in dropped),
         "duplicates": duplicates,
         "plan_sha256": plan.sha256,
-        "content_sha256": content.finish(plan.classes),
+        "content_sha256": contents.sha256(plan.classes),
     }
 
 
-def _sample_columns(samples: pd.DataFrame) -> dict[str, pa.Array]:
-    written = [name for name in samples.columns if not name.startswith("_")]
-    return {name: pa.array(samples[name].to_numpy(), type=_COLUMN_TYPES.get(name)) for name in written}
+def _count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
+    return dict(Counter(drop.why.reason for drop in dropped).most_common())

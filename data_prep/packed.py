@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
@@ -111,32 +112,44 @@ class Plan:
         return digest.hexdigest()
 
 
-# --- hashes and exact sums ------------------------------------------------------------------------------------------
+# --- the contents: hash and exact sums ------------------------------------------------------------------------------
 
 
-class ContentHash:
-    """sha256 that identifies the data whatever the encoding of its files.
+class Contents:
+    """The manifest's content_sha256 and normalization, from data that is fed split by split in the order of SPLITS.
 
-    For each split: name (UTF-8), shape (N, C, H, W) as four little-endian int64, image bytes, labels (int64), soft
-    labels (float32) if any; at the end the class names joined by newlines.
+    The hash identifies the data whatever the encoding of its files. It is taken over, for each split: name (UTF-8),
+    shape (N, C, H, W) as four little-endian int64, image bytes, labels (int64), soft labels (float32) if any; at the
+    end the class names joined by newlines.
     """
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+    def __init__(self, channels: int) -> None:
+        self._digest, self._moments, self._split = hashlib.sha256(), Moments(channels), ""
 
     def start(self, split: str, shape: Sequence[int]) -> None:
+        """From here on `split` is fed, all its images before its samples."""
+        self._split = split
         self._digest.update(split.encode() + np.asarray(shape, "<i8").tobytes())
 
-    def images(self, block: bytes) -> None:
-        self._digest.update(block)
+    def add_images(self, images: np.ndarray) -> None:
+        """Adds uint8 images (n, C, H, W)."""
+        self._digest.update(images.tobytes())
+        if self._split == "train":
+            self._moments.add(images)
 
-    def samples(self, samples: pd.DataFrame) -> None:
+    def add_samples(self, samples: pd.DataFrame) -> None:
         self._digest.update(_little(samples["label"], "<i8"))
         self._digest.update(_soft_bytes(samples))
 
-    def finish(self, classes: Iterable[str]) -> str:
-        self._digest.update("\n".join(classes).encode())
-        return self._digest.hexdigest()
+    def sha256(self, classes: Iterable[str]) -> str:
+        """content_sha256, after the last split."""
+        digest = self._digest.copy()
+        digest.update("\n".join(classes).encode())
+        return digest.hexdigest()
+
+    def normalization(self) -> dict[str, list[float]]:
+        """{"mean", "std"} of the training images, pixel / 255, one number a channel."""
+        return self._moments.normalization()
 
 
 class Moments:
@@ -193,10 +206,11 @@ def read_manifest(directory: Path) -> dict:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}; pack the data again") from error
+        raise DataError(f"{path} is damaged: {error}; pack the data again with --overwrite") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise DataError(f"{directory} is of packed format {found!r}, this version reads {FORMAT}; pack the data again")
+        way_out = "pack the data again with --overwrite"
+        raise DataError(f"{directory} is of packed format {found!r}, this version reads {FORMAT}; {way_out}")
     return manifest
 
 

@@ -69,14 +69,13 @@ def _finish_chunk(chunk: Chunk, decode: Decode, shape: tuple[int, int, int]) -> 
     if shard is not None:
         return shard
     results = decode(chunk.rows, chunk.split)
-    if len(results) != len(chunk.rows):
-        raise AssertionError(f"decode gave {len(results)} results for {len(chunk.rows)} rows")
+    assert len(results) == len(chunk.rows), f"decode gave {len(results)} results for {len(chunk.rows)} rows"
     rejected = [(i, result) for i, result in enumerate(results) if isinstance(result, Rejected)]
     kept = np.array([i for i, result in enumerate(results) if not isinstance(result, Rejected)], np.int64)
     images = np.zeros((len(kept), *shape), np.uint8)
     for image, i in zip(images, kept, strict=True):
-        if results[i].dtype != np.uint8 or results[i].shape != shape:
-            raise AssertionError(f"decode gave {results[i].dtype} {results[i].shape}, not uint8 {shape}")
+        found = results[i].dtype, results[i].shape
+        assert found == (np.uint8, shape), f"decode gave {found}, not uint8 {shape}"
         image[...] = results[i]
     shard = Shard(kept, _digests(images), rejected)
     _write_shard(chunk.path, images, shard)

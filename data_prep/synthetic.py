@@ -13,7 +13,6 @@ ranges. Another CPU or torch version may round a few pixels differently.
 Labels: a share `wrong` of the training labels, an exact count, is replaced by one of the six others with equal chance;
 validation and test labels are right and their classes balanced. `true_label` keeps the label meant.
 """
-# ruff: noqa: C408  (tables of named numbers read better as keywords than as quoted keys)
 
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -24,14 +23,12 @@ import pandas as pd
 
 from data_prep.faces import (
     AUS,
-    BLOCK,
     BOB,
+    CARD,
     CURLY,
-    EFFECTS,
     FRINGE,
     HAND,
     LONG,
-    NEUTRAL,
     RECEDING,
     SCARF,
     SHORT,
@@ -40,28 +37,10 @@ from data_prep.faces import (
     draw_faces,
     geometry_of,
 )
+from data_prep.packed import CLASSES, SPLITS
 
-__all__ = [
-    "AUS",
-    "EFFECTS",
-    "EXPRESSIONS",
-    "KNOBS",
-    "NEUTRAL",
-    "PRESETS",
-    "PROTOTYPE",
-    "SAMPLE_COLUMNS",
-    "SPLITS",
-    "VALENCE_AROUSAL",
-    "Recipe",
-    "contact_sheet",
-    "draw_samples",
-    "render_face",
-    "render_samples",
-]
-
-EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
+EXPRESSIONS = CLASSES
 AFFECTNET_SHARE = np.array([.264, .474, .090, .050, .022, .013, .087])  # of AffectNet's training set, these seven
-SPLITS = ("train", "val", "test")
 COLUMN = {au: i for i, au in enumerate(AUS)}
 SAMPLE_COLUMNS = (
     "label", "true_label", "valence", "arousal", *(f"au{au}" for au in AUS), "subject", "source",
@@ -129,7 +108,7 @@ KNOBS = {  # name: lowest, highest, meaning
     "lean": (0., .6, "left/right asymmetry of brows and mouth corners: sd of the relative difference"),
     "pose": (0., 1.5, "scale of all head angles; 1 = sd of .10 roll, .24 yaw, .13 pitch (radians)"),
     "profile": (0., 1., "chance of a near-profile view (yaw .6 to .95 radians)"),
-    "occlusion": (0., 1., "chance of sunglasses, a hand or a block in front of the face"),
+    "occlusion": (0., 1., "chance of sunglasses, a hand or a card in front of the face"),
     "noise": (0., 20., "scale of the sensor noise; 1 = median 1.5 grey levels of 255"),
 }
 
@@ -203,7 +182,7 @@ def draw_samples(recipe: Recipe, split: str) -> pd.DataFrame:
     the expression, the `second` one mixed in (index into EXPRESSIONS, -1 = none) with its `second_share`; `person_*`
     and `scene_*` (units: `data_prep.faces`). No subject is in two splits.
     """
-    plan, n = _plan(recipe, _known_split(split)), recipe.count(split)
+    plan, n = _split_plan(recipe, _known_split(split)), recipe.count(split)
     blocks = [_draw_block(recipe, split, first) for first in range(0, n, BLOCK_ROWS)]
     au = np.concatenate([block.au for block in blocks])
     mood, scene = (
@@ -275,7 +254,7 @@ def contact_sheet(
 BLOCK_ROWS = 64  # rows that share one random stream; a chunk that is drawn at once is a block or an even part of one
 
 
-class Plan(NamedTuple):
+class SplitPlan(NamedTuple):
     """What is fixed for a split as a whole: labels (n,), who is in each image (n,), and the people (columns)."""
 
     true_label: np.ndarray
@@ -294,7 +273,7 @@ class Block(NamedTuple):
 
 
 @lru_cache(maxsize=len(SPLITS))
-def _plan(recipe: Recipe, split: str) -> Plan:
+def _split_plan(recipe: Recipe, split: str) -> SplitPlan:
     n, number = recipe.count(split), SPLITS.index(split)
     rng = np.random.default_rng([recipe.seed, number])
     train = split == "train"
@@ -302,13 +281,13 @@ def _plan(recipe: Recipe, split: str) -> Plan:
     label = spoil(true_label, recipe.wrong if train else 0., rng)
     counts = [recipe.people or max(10, recipe.count(name) // 10) for name in SPLITS]
     who = rng.integers(0, counts[number], n)
-    return Plan(true_label, label, who, sample_people(counts[number], rng), sum(counts[:number]))
+    return SplitPlan(true_label, label, who, sample_people(counts[number], rng), sum(counts[:number]))
 
 
 @lru_cache(maxsize=2)
 def _draw_block(recipe: Recipe, split: str, first: int) -> Block:
     """Rows first .. first + BLOCK_ROWS of a split (fewer at its end), from their own random stream."""
-    label = _plan(recipe, split).true_label[first:first + BLOCK_ROWS]
+    label = _split_plan(recipe, split).true_label[first:first + BLOCK_ROWS]
     rng = np.random.default_rng([recipe.seed, SPLITS.index(split), 1 + first // BLOCK_ROWS])
     au, mood = sample_expressions(label, recipe, rng)
     return Block(au, mood, sample_scenes(len(label), recipe, rng))
@@ -320,7 +299,7 @@ def _chunk_rows(size: int) -> int:
 
 
 def _render_chunk(recipe: Recipe, split: str, start: int, stop: int) -> np.ndarray:
-    plan, first = _plan(recipe, split), start - start % BLOCK_ROWS
+    plan, first = _split_plan(recipe, split), start - start % BLOCK_ROWS
     block, rows = _draw_block(recipe, split, first), slice(start - first, stop - first)
     person = {name: values[plan.who[start:stop]] for name, values in plan.people.items()}
     scene = {name: values[rows] for name, values in block.scene.items()}
@@ -441,5 +420,5 @@ def sample_scenes(n: int, recipe: Recipe, rng: np.random.Generator) -> dict[str,
         exposure=rng.uniform(.75, 1.12, n), gamma=rng.uniform(.8, 1.25, n), blur=rng.uniform(0, .8, n)**1.5,
         noise=rng.gamma(1.5, .005, n) * recipe.noise, back=rng.uniform(.05, .95, n), back_dx=normal(.2),
         back_dy=normal(.2), cloth=rng.uniform(.05, .9, n), phase=rng.uniform(0, 6.28, n),
-        occluder=np.where(occluded, rng.choice([SUNGLASSES, HAND, HAND, BLOCK], n), 0).astype(float),
+        occluder=np.where(occluded, rng.choice([SUNGLASSES, HAND, HAND, CARD], n), 0).astype(float),
         occ_x=rng.uniform(-.5, .5, n), occ_y=rng.uniform(.25, .75, n), occ_angle=normal(.5))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data_prep import disk
 from data_prep.join import join_shards
-from data_prep.packed import DataError, Dropped, Plan, partial_directory, read_manifest
+from data_prep.packed import SPLITS, DataError, Dropped, Plan, partial_directory, read_manifest
 from data_prep.shards import Chunk, cut_into_chunks, dropped_of, finish_all
 
 try:
@@ -42,9 +42,10 @@ def write(
     image, for an `out` that is something else, and for a disk that refuses.
     """
     out = Path(out)
-    if _same_plan_is_there(plan, out, strict, overwrite):
+    finished = _finished(plan, out, strict, overwrite)
+    if finished is not None:
         say(f"{out} already holds this data with these options: left as it is")
-        return read_manifest(out)
+        return finished
     parts = partial_directory(out)
     with disk.writing(parts):
         parts.mkdir(parents=True, exist_ok=True)
@@ -56,8 +57,8 @@ def write(
         _say_resumed(chunks, say)
         shards = []
         bar = tqdm(total=sum(map(len, plan.samples.values())), desc=plan.name, unit="img", disable=not progress)
-        with bar, closing(finish_all(plan, chunks, workers)) as finished:
-            for chunk, shard in zip(chunks, finished, strict=True):
+        with bar, closing(finish_all(plan, chunks, workers)) as results:
+            for chunk, shard in zip(chunks, results, strict=True):
                 _refuse_bad(dropped_of(chunk, shard), strict)
                 shards.append(shard)
                 bar.update(len(chunk.rows))
@@ -68,22 +69,24 @@ def write(
     return manifest
 
 
-def _same_plan_is_there(plan: Plan, out: Path, strict: bool, overwrite: bool) -> bool:
+def _finished(plan: Plan, out: Path, strict: bool, overwrite: bool) -> dict | None:
+    """The manifest if `out` holds the plan's data, None if it is free to be written; DataError for anything else."""
     if not out.exists():
-        return False
+        return None
     if not out.is_dir():
         raise DataError(f"{out} is a file, but --out names a directory")
     if not any(out.iterdir()):
-        return False
+        return None
     if not (out / "manifest.json").is_file():
         raise DataError(f"{out} is not empty and no packed directory; choose another --out")
     if overwrite:
-        return False
+        _refuse_others_files(out)
+        return None
     manifest = read_manifest(out)
     if manifest.get("plan_sha256") != plan.sha256:
         raise DataError(
-            f"{out} holds {manifest.get('title', 'other data')} made from other input or with other options; "
-            "choose another --out, or replace it with --overwrite"
+            f"{out} holds {manifest.get('title', 'other data')}, made from other input, with other options or by "
+            "another version of data_prep; replace it with --overwrite, or choose another --out"
         )
     if strict and manifest.get("bad_inputs"):
         raise DataError(f"{out} was packed without {manifest['bad_inputs']} bad input(s), see its dropped.parquet")
@@ -92,13 +95,22 @@ def _same_plan_is_there(plan: Plan, out: Path, strict: bool, overwrite: bool) ->
             path = out / split / name
             if not path.is_file() or path.stat().st_size != file["bytes"]:
                 raise DataError(f"{path} is missing or truncated; pack it again with --overwrite")
-    return True
+    return manifest
+
+
+def _refuse_others_files(out: Path) -> None:
+    """--overwrite removes a whole directory, so there must be nothing in it that `write` did not put there."""
+    others = {path.name for path in out.iterdir()} - {"manifest.json", "dropped.parquet", *SPLITS}
+    if others:
+        raise DataError(f"--overwrite would remove {out / min(others)} too; move it away or choose another --out")
 
 
 @contextmanager
 def _locked(parts: Path) -> Iterator[None]:
     """Keeps a second writer out; the lock goes with the process, so a killed run leaves none."""
-    with open(parts / "lock", "w") as lock:
+    with disk.writing(parts):
+        lock = open(parts / "lock", "w")
+    with lock:
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,6 +120,7 @@ def _locked(parts: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(parts: Path) -> None:
+    """`_prepare` empties `parts`, so it must be new or be marked as ours by its plan.json."""
     names = {path.name for path in parts.iterdir()} - {"lock", "plan.json.tmp"}
     if names and "plan.json" not in names:
         raise DataError(f"{parts} is not empty and was not made by data_prep; move it away or choose another --out")
@@ -144,8 +157,14 @@ def _refuse_bad(dropped: Iterable[Dropped], strict: bool) -> None:
 
 
 def _move_into_place(parts: Path, out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        os.replace(out, parts / "replaced")
-    elif out.exists():
-        out.rmdir()
-    os.replace(parts / "done", out)
+    """Renames the finished directory to `out`; what was there is moved aside first and back if that fails."""
+    replaced = parts / "replaced"
+    shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed between the two renames
+    if out.exists():
+        os.replace(out, replaced)
+    try:
+        os.replace(parts / "done", out)
+    except BaseException:
+        if replaced.exists():
+            os.replace(replaced, out)
+        raise

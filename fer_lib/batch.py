@@ -11,13 +11,16 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import yaml
@@ -44,41 +47,51 @@ class Study:
     measure: str = "chosen_test_macro_f1"
 
 
-def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, object] | None = None) -> Study:
-    """Read a study file; `changes` override its settings. Raises ParameterError naming what is wrong in it.
+def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, object] | None = None,
+               name: str | None = None) -> Study:
+    """Read a study file; `changes` override its settings, `name` its folder below runs/.
+
+    Raises ParameterError naming what is wrong in it.
 
     study: name · title · note · settings: {field: value} for all arms · arms: {name: {field: value}} ·
     seeds: a count or a list · report: a notebook to run on the records · measure
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ParameterError(f"no study file at '{path}'") from None
+    except OSError as error:
+        raise ParameterError(f"no study file at '{path}' ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"'{path.name}' is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not {"study", "arms", "seeds"} <= set(content):
         raise ParameterError(f"'{path.name}' must have the keys study, arms and seeds")
-    if unknown := set(content) - KEYS:
-        raise ParameterError(f"unknown key '{sorted(unknown)[0]}' in '{path.name}' (known: {', '.join(sorted(KEYS))})")
-    for key in ("settings", "arms"):
-        if not isinstance(content.get(key) or {}, dict):
-            raise ParameterError(f"'{key}' in '{path.name}' must map names to values")
+    if unknown := sorted(str(key) for key in set(content) - KEYS):
+        raise ParameterError(f"unknown key '{unknown[0]}' in '{path.name}' (known: {', '.join(sorted(KEYS))})")
+    settings, arms = content.get("settings") or {}, content["arms"] or {}
+    mapped = isinstance(arms, dict) and all(isinstance(values, dict | None) for values in (settings, *arms.values()))
+    if not mapped or not arms:
+        raise ParameterError(f"'settings', 'arms' and each arm in '{path.name}' must map names to values, and at least "
+                             "one arm is needed")
+    name = name or content["study"]
     seeds = seeds if seeds is not None else content["seeds"]
-    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise ParameterError(f"'seeds' in '{path.name}' is a count or a list of whole numbers, not {seeds!r}")
+    seeds = list(range(seeds)) if type(seeds) is int else seeds
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds) \
+            or len(set(seeds)) < len(seeds):
+        raise ParameterError(f"'seeds' in '{path.name}' is a count or a list of different whole numbers, not {seeds!r}")
     experiments = []
     for seed in seeds:                                  # seeds first: an interrupted study is balanced over its arms
-        for arm, own in content["arms"].items():
-            values = {**(content.get("settings") or {}), **(own or {}), **(changes or {})}
+        for arm, own in arms.items():
+            values = {**settings, **(own or {}), **(changes or {})}
+            if fixed := {"study", "name", "seed"} & set(values):
+                raise ParameterError(f"'{min(fixed)}' is no setting of an arm: the study file's keys study, arms and "
+                                     "seeds give it")
             values = {k: _number(k, v) for k, v in values.items()}
             try:
                 experiments.append(Experiment.from_mapping(
-                    {**values, "study": content["study"], "name": arm, "seed": seed}))
+                    {**values, "study": name, "name": arm, "seed": seed}))
             except ParameterError as error:
                 raise ParameterError(f"arm '{arm}' of '{path.name}': {error}") from None
     texts = {k: str(content[k]).strip() for k in ("title", "note", "report", "measure") if k in content}
-    return Study(content["study"], experiments, **texts)
+    return Study(name, experiments, **texts)
 
 
 def _number(name: str, value: object) -> object:
@@ -127,7 +140,7 @@ def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], ro
     import papermill  # late: it takes seconds, and only some commands need it
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    quiet_kernel = ["--IPKernelApp.log_level=40"]       # else each kernel warns of TCP, which is bound to loopback
+    quiet_kernel = ["--IPKernelApp.log_level=50"]       # else each warns of TCP, which is loopback here, and of stops
     papermill.execute_notebook(notebook, target, parameters, progress_bar=False, cwd=root,
                                extra_arguments=quiet_kernel)
 
@@ -137,39 +150,88 @@ def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[s
     before anything starts.
     """
     runs = [open_run(e, workspace) for e in study.experiments]
+    _check_ending(study, runs, workspace)
     going = [run for run in runs if not run.finished]
     say(f"{study.name}: {len(runs)} runs, {len(runs) - len(going)} finished before, {len(going)} to train, "
         f"{workers} at a time")
     done = [Outcome(run, "finished", result=run.result) for run in runs if run.finished]
-    for outcome in _outcomes(going, workspace, min(workers, max(1, len(going)))):
-        done.append(outcome)
-        say(f"[{len(done)}/{len(runs)}] {_line(outcome)}")
+    with contextlib.closing(_outcomes(going, workspace, min(workers, max(1, len(going))))) as outcomes:
+        for outcome in outcomes:
+            done.append(outcome)
+            say(f"[{len(done)}/{len(runs)}] {_line(outcome)}")
     return done
 
 
+def _check_ending(study: Study, runs: list[Run], workspace: Workspace) -> None:
+    """Raise ParameterError where the closing table or the report could not be made."""
+    if study.report and not (workspace.root / "notebooks" / study.report).is_file():
+        raise ParameterError(f"no report notebook '{study.report}' in notebooks/")
+    splits = [name for name in runs[0].data.splits if name != "train"]
+    measures = ["max_val_macro_f1", "min_train_loss"] + [
+        f"{part}_{split}_{key}{mode}" for part in ("chosen", "last") for split in splits
+        for key in ("macro_f1", "accuracy", "loss") for mode in ("", "_clean")]
+    if study.measure not in measures:
+        raise ParameterError(f"unknown measure '{study.measure}' (choose one of {', '.join(measures)})")
+
+
 def _outcomes(going: list[Run], workspace: Workspace, workers: int) -> Iterator[Outcome]:
-    """Outcomes as they come. The seam for another scheduler: it maps `execute` over the runs."""
+    """Outcomes as they come. The seam for another scheduler: it maps `execute` over the runs.
+
+    Left early, by Ctrl-C or otherwise, it ends when each kernel has written its checkpoint and is gone.
+    """
     if not going:
         return
     started = time.monotonic()
-    # spawned, not forked: torch and ZeroMQ don't survive a fork
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs: dict[Future, Run] = {pool.submit(execute, run.experiment, workspace.root, run.path / "notebook.ipynb"):
-                                   run for run in going}
+    context = get_context("spawn")                      # not forked: torch and ZeroMQ don't survive a fork
+    reader, writer = context.Pipe(duplex=False)
+    with writer, ProcessPoolExecutor(workers, context, _heed, (reader,)) as pool:
         try:
+            jobs: dict[Future, Run] = {
+                pool.submit(_work, run.experiment, workspace.root, run.path / "notebook.ipynb"): run for run in going}
             for job in as_completed(jobs):
                 yield _outcome(jobs[job], job, time.monotonic() - started)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            writer.close()                              # this tells the workers
+            pool.shutdown(cancel_futures=True)
             raise
+
+
+_stopping = threading.Event()                           # in a worker: start no other run
+
+
+def _heed(batch: Connection) -> None:
+    """In a new worker: Ctrl-C is the batch command's alone; when that stops, or dies, stop this worker's kernel."""
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            batch.recv()                                # nothing is ever sent: it ends with the other side
+        _stopping.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)     # else it tells of each message that was not awaited
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(e: Experiment, root: Path, target: Path) -> str:
+    """`execute` in a worker, where one SIGINT stops the kernel as the notebook's interrupt button does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return "not started" if _stopping.is_set() else execute(e, root, target)
+    except KeyboardInterrupt:
+        return "interrupted"
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _outcome(run: Run, job: Future, seconds: float) -> Outcome:
     try:
         sentence = job.result()
+        run.reload()
     except BrokenProcessPool:
         sentence = "the worker process died; start the study again to go on from the last checkpoint"
-    run.reload()
+    except Exception as error:                          # whatever it is: the other runs go on
+        sentence = " ".join(f"{type(error).__name__}: {error}".split())
     if run.finished and not sentence:
         return Outcome(run, "finished", seconds, result=run.result)
     return Outcome(run, "failed", seconds, sentence or f"the notebook ended and the run is {run.status}")
@@ -225,13 +287,16 @@ def _changes(pairs: Iterable[str]) -> dict[str, object]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ParameterError(f"--set takes name=value, not '{pair}'")
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParameterError(f"--set {pair}: '{value}' is no value in YAML") from None
     return changes
 
 
 def _seeds(text: str | None) -> list[int] | None:
     try:
-        return [int(s) for s in text.split(",")] if text else None
+        return [int(s) for s in text.split(",")] if text is not None else None
     except ValueError:
         raise ParameterError(f"--seeds takes whole numbers joined by commas, not '{text}'") from None
 
@@ -242,6 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
                         help="kernels at a time (default: as many as cores)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the study's")
+    parser.add_argument("--name", help="folder of the records below runs/, in place of the study's name")
     parser.add_argument("--seeds", help="in place of the study's, such as 0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all arms")
     args = parser.parse_args(argv)
@@ -249,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     workspace = find_workspace()
     try:
         changes = _changes(args.set) | ({"device": args.device} if args.device else {})
-        study = read_study(args.study, _seeds(args.seeds), changes)
+        study = read_study(args.study, _seeds(args.seeds), changes, args.name)
         if args.workers < 1:
             raise ParameterError(f"--workers is at least 1, not {args.workers}")
         outcomes = run_study(study, workspace, args.workers, say)
@@ -273,4 +339,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)   # a cluster's stop: as Ctrl-C
     sys.exit(main())

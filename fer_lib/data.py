@@ -79,9 +79,10 @@ def open_packed(path: str | Path) -> PackedDataset:
     path = Path(path)
     shown = path.name if path.is_absolute() else path
     if not path.is_dir():
-        preset = "quick" if path.name.endswith("quick") else "standard"
-        raise DataError(f"no packed data at '{shown}': make it with 'python -m data_prep synthetic --preset {preset} "
-                        f"--out packed/{path.name}' (drawn faces) or another source of 'python -m data_prep list'")
+        source = {"synthetic": "synthetic", "synthetic-quick": "synthetic --preset quick"}.get(
+            path.name, f"{path.name.split('-')[0]} --source PATH")
+        raise DataError(f"no packed data at '{shown}': make it with 'python -m data_prep {source} --out "
+                        f"packed/{path.name}' ('python -m data_prep list' names the sources)")
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         version = manifest["format"]

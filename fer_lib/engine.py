@@ -310,12 +310,13 @@ class Log:
     def _read_w(self) -> dict[str, np.ndarray]:
         if not self.w_sizes:
             return {}
-        parts = torch.stack(self.w).split(self.w_sizes, 1)
+        flat = torch.stack(self.w).double().cpu().numpy()
         self.w = []
-        statistics = {"mean": lambda p: p.mean(1), "sd": lambda p: p.std(1, correction=0), "min": lambda p: p.amin(1),
-                      "max": lambda p: p.amax(1), "channel": lambda p: p[:, min(self.channel, p.shape[1] - 1)]}
-        return {name: torch.stack([of(p.double()) for p in parts], 1).cpu().numpy()
-                for name, of in statistics.items()}
+        # numpy reduces each row by itself, whatever the number of rows: the same bits wherever a block was cut
+        parts = [np.ascontiguousarray(p) for p in np.split(flat, np.cumsum(self.w_sizes)[:-1], axis=1)]
+        statistics = {"mean": lambda p: p.mean(1), "sd": lambda p: p.std(1), "min": lambda p: p.min(1),
+                      "max": lambda p: p.max(1), "channel": lambda p: p[:, min(self.channel, p.shape[1] - 1)]}
+        return {name: np.stack([of(p) for p in parts], 1) for name, of in statistics.items()}
 
 
 class Precision:

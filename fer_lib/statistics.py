@@ -29,9 +29,9 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Mean and two-sided Student interval: mean ± t(n - 1) s / sqrt(n). Raises ValueError for no values or a NaN."""
+    """Mean and two-sided Student interval: mean ± t(n - 1) s / sqrt(n). Raises ValueError for no values, NaN or inf."""
     x = np.asarray(values, dtype=float)
-    if len(x) == 0 or np.isnan(x).any():
+    if len(x) == 0 or not np.isfinite(x).all():
         raise ValueError(f"an interval needs numbers, not {list(values)}")
     if len(x) == 1:
         return Interval(float(x[0]), math.nan, math.nan, 1)
@@ -49,7 +49,7 @@ def paired_difference(a: pd.Series, b: pd.Series, confidence: float = CONFIDENCE
 
 def compare_arms(runs: pd.DataFrame, measure: str, baseline: str = "baseline") -> pd.DataFrame:
     """A row an arm, in order of appearance: `score`, the measure's Interval, and `difference`, that of the paired
-    difference to the baseline (None for the baseline itself).
+    difference to the baseline (None for the baseline itself, and where the two share no seed).
 
     `runs` has the columns name, seed and `measure`, one row a run. Raises ValueError where a seed appears twice.
     """
@@ -61,6 +61,7 @@ def compare_arms(runs: pd.DataFrame, measure: str, baseline: str = "baseline") -
     rows = []
     for name, values in arms.items():
         own = t_interval(values.to_numpy())
-        gap = paired_difference(values, arms[baseline]) if baseline in arms and name != baseline else None
+        paired = baseline in arms and name != baseline and values.index.isin(arms[baseline].index).any()
+        gap = paired_difference(values, arms[baseline]) if paired else None
         rows.append({"arm": name, "score": own, "difference": gap})
     return pd.DataFrame(rows)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import data_prep
-from data_prep import fer2013, packed
+from data_prep import fer2013, shards
 from data_prep.__main__ import SOURCES, main
 
 REPOSITORY = Path(data_prep.__file__).parents[1]
@@ -105,7 +105,7 @@ TINY = ["--n-train", "50", "--n-val", "14", "--n-test", "14", "--size", "16"]
 
 def test_synthetic_packs_what_the_recipe_draws(tmp_path, monkeypatch, capsys):
     synthetic = import_module("data_prep.synthetic")
-    monkeypatch.setattr(packed, "_SHARD_BYTES", 16 * 16 * 20)  # several chunks a split
+    monkeypatch.setattr(shards, "SHARD_BYTES", 16 * 16 * 20)  # several chunks a split
     assert main(["synthetic", "--preset", "quick", *TINY, "--seed", "5", "--out", str(tmp_path / "out")]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     preset = synthetic.PRESETS["quick"]
@@ -117,6 +117,35 @@ def test_synthetic_packs_what_the_recipe_draws(tmp_path, monkeypatch, capsys):
     assert {"true_label", "valence", "arousal", "subject", "au12"} <= set(samples)
     assert samples["label"].tolist() == synthetic.draw_samples(recipe, "train")["label"].tolist()
     assert main(["check", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "title"),
+    [
+        ("standard", "synthetic", "Drawn faces (7 classes)"),
+        ("quick", "synthetic-quick", "Drawn faces, quick preset (7 classes)"),
+    ],
+)
+def test_the_manifest_names_the_preset(tmp_path, preset, name, title):
+    assert main(["synthetic", "--preset", preset, *TINY, "--out", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["name"], manifest["title"]) == (name, title)
+
+
+def test_faces_of_an_older_generator_are_replaced_with_overwrite(tmp_path, monkeypatch, capsys):
+    command = ["synthetic", *TINY, "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as older:
+        older.setattr(import_module("data_prep.synthetic_source"), "file_sha256", lambda path: "older")
+        assert main(command) == 0
+    old = (tmp_path / "out" / "manifest.json").read_text()
+    sentences(capsys)
+    assert main(command) == 2
+    (sentence,) = sentences(capsys)
+    assert "replace it with --overwrite" in sentence
+    assert (tmp_path / "out" / "manifest.json").read_text() == old
+    assert main([*command, "--overwrite"]) == 0
+    assert main(["check", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "manifest.json").read_text() != old and not (tmp_path / "out.partial").exists()
 
 
 def test_a_recipe_out_of_range_is_one_sentence(tmp_path, capsys):

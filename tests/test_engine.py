@@ -7,16 +7,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-import torchvision
 from conftest import CPU, Trained, assert_same_bits, make_data, make_experiment, train_one, train_together
 
 from fer_lib import engine
-from fer_lib.data import epoch_order, stream
 from fer_lib.engine import Learner, Stopped, build_optimizer, check, choose_device, train
 from fer_lib.experiment import ParameterError
 from fer_lib.files import read_state, write_state
-from fer_lib.models import build_model
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
 
@@ -345,40 +341,3 @@ def test_a_signal_ends_the_block_at_the_next_step_and_hands_it_out(number, monke
     monkeypatch.setattr(Learner, "train_step", true_step)
     rest = list(train([(make_experiment(), data)], CPU, [blocks[0].state()]))
     assert_same_bits(train_one(make_experiment(), data), Trained([*blocks, *rest]))
-
-
-def test_baseline_is_the_plain_torchvision_loop():
-    """Losses equal those of a loop on torchvision's own ResNet-18, written as people write it."""
-    data = make_data()
-    e = make_experiment(method="baseline", width=1., epochs=1, lr=1e-4)
-    blocks = list(train([(e, data)], CPU))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(e.seed, "weights"))
-        weights = build_model(e.backbone, len(data.classes), data.image[0]).state_dict()
-    model = torchvision.models.resnet18(num_classes=len(data.classes))
-    model.conv1 = torch.nn.Conv2d(data.image[0], 64, 7, 2, 3, bias=False)
-    model.load_state_dict(weights)
-    optimizer = torch.optim.Adam(model.parameters(), lr=e.lr, weight_decay=e.weight_decay)
-    mean, std = (torch.tensor(data.manifest["normalization"][k])[:, None, None] for k in ("mean", "std"))
-
-    def batch(split, rows):
-        images = torch.from_numpy(np.array(split.images[rows])).float() / 255
-        return ((images - mean) / std).float(), torch.from_numpy(split.samples["label"].to_numpy().copy()[rows])
-
-    losses = []
-    order = epoch_order(e, torch.from_numpy(data.splits["train"].samples["label"].to_numpy().copy()), 1)
-    for rows in order:
-        x, y = batch(data.splits["train"], rows.numpy())
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    recorded = np.concatenate([b.loss for b in blocks])
-    assert recorded[0] == pytest.approx(losses[0], abs=1e-6)
-    np.testing.assert_allclose(recorded, losses, atol=.02)      # rounding grows step by step
-    with torch.no_grad():
-        x, y = batch(data.splits["val"], np.arange(len(data.splits["val"])))
-        loss = F.cross_entropy(model.eval()(x), y).item()
-    found = next(v.scores for v in blocks[-1].evaluations if (v.split, v.mode) == ("val", "trained"))
-    assert found.loss == pytest.approx(loss, rel=.02)

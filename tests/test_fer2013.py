@@ -12,7 +12,9 @@ from PIL import Image
 
 from data_prep import fer2013
 from data_prep.check import check
-from data_prep.packed import CLASSES, LEAK, DataError, write
+from data_prep.join import LEAK
+from data_prep.packed import CLASSES, DataError
+from data_prep.writer import write
 
 USAGES = ["Training"] * 7 + ["PublicTest"] * 7 + ["PrivateTest"] * 7
 EMOTIONS = list(range(7)) * 3

@@ -10,7 +10,8 @@ import pytest
 from data_prep import ferplus
 from data_prep.check import check
 from data_prep.ferplus import DIVIDED, EIGHT_CLASSES, NO_FACE, shares
-from data_prep.packed import DataError, write
+from data_prep.packed import DataError
+from data_prep.writer import write
 
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
 VOTES = [  # usage, named, votes

@@ -16,9 +16,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import packed
+from data_prep import disk, shards, writer
 from data_prep.check import check
-from data_prep.packed import CLASSES, SPLITS, DataError, Dropped, Plan, Rejected, write
+from data_prep.join import LEAK, REPEAT
+from data_prep.packed import CLASSES, SPLITS, DataError, Dropped, Plan, Rejected, file_sha256, partial_directory
+from data_prep.writer import write
 
 SHAPE = (2, 4, 4)
 SIZES = {"train": 2500, "val": 300, "test": 200}  # 3 + 1 + 1 chunks of at most 1,024 rows
@@ -60,7 +62,7 @@ def make_plan(sizes: dict[str, int] = SIZES, **changes) -> Plan:
                 "label": seeds % 7,
                 "soft": pd.Series(soft, dtype=object),
                 "valence": seeds / 3000,
-                "source": [f"toy.csv:{seed + 2}" for seed in seeds],
+                "source": pd.Series([f"toy.csv:{seed + 2}" for seed in seeds], dtype=object),
                 "_row": seeds + 2,
                 "_seed": seeds,
             }
@@ -151,7 +153,7 @@ def test_workers_and_chunk_size_change_no_byte(tmp_path, monkeypatch):
         write(make_plan(decode=noting), tmp_path / str(workers), workers=workers)
         pids[workers] = {int(path.name) for path in (tmp_path / f"pids{workers}").iterdir()}
     assert pids[1] == {os.getpid()} and os.getpid() not in pids[2]
-    monkeypatch.setattr(packed, "_SHARD_BYTES", 32 * 100)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 32 * 100)
     write(make_plan(), tmp_path / "small")
     assert tree(tmp_path / "1") == tree(tmp_path / "2") == tree(tmp_path / "small")
 
@@ -219,6 +221,12 @@ def test_strict_accepts_what_a_rule_leaves_out(tmp_path):
     assert manifest["dropped"] == {"no votes": 1} and manifest["bad_inputs"] == 0
 
 
+def test_a_split_without_images_is_written_and_checked(tmp_path):
+    manifest = write(make_plan({"train": 20, "val": 5, "test": 0}), tmp_path / "toy")
+    assert manifest["splits"]["test"]["n"] == 0 and images(tmp_path / "toy", "train").shape == (20, *SHAPE)
+    assert check(tmp_path / "toy") == []
+
+
 def test_no_usable_image_is_an_error(tmp_path):
     plan = with_seeds(make_plan({"train": 3, "val": 0, "test": 0}), "train", [0, 1, 2], [-1, -2, -3])
     with pytest.raises(DataError, match=r"not one usable image .*3 x broken"):
@@ -259,7 +267,7 @@ def test_equal_images_share_a_group_over_all_splits(tmp_path):
 
 def test_drop_leaks_drops_val_and_test_images_that_are_in_train(tmp_path):
     manifest = write(duplicated_plan(drop_leaks=True), tmp_path / "toy")
-    assert manifest["dropped"] == {packed.LEAK: 2} and manifest["options"]["drop_leaks"] is True
+    assert manifest["dropped"] == {LEAK: 2} and manifest["options"]["drop_leaks"] is True
     assert {split: facts["n"] for split, facts in manifest["splits"].items()} == {"train": 40, "val": 9, "test": 9}
     assert groups(tmp_path / "toy") == {"train": {0: 0, 3: 0}, "val": {5: 1, 6: 1}, "test": {4: 1}}
     assert pd.read_parquet(tmp_path / "toy" / "dropped.parquet")["row"].tolist() == [44, 56]
@@ -268,7 +276,7 @@ def test_drop_leaks_drops_val_and_test_images_that_are_in_train(tmp_path):
 
 def test_dedup_keeps_the_first_of_each_group_within_a_split(tmp_path):
     manifest = write(duplicated_plan(dedup=True), tmp_path / "toy")
-    assert manifest["dropped"] == {packed.REPEAT: 2}
+    assert manifest["dropped"] == {REPEAT: 2}
     dropped = pd.read_parquet(tmp_path / "toy" / "dropped.parquet")
     assert dropped[["split", "row"]].to_numpy().tolist() == [["train", 5], ["val", 49]]
     assert check(tmp_path / "toy") == []
@@ -287,7 +295,7 @@ def test_a_stopped_run_renders_only_what_is_missing_and_ends_the_same(tmp_path):
     assert rest.rows == 3000 - 2 * 1024
     assert said == ["resuming: 2 of 5 parts are there"]
     assert tree(tmp_path / "toy") == tree(tmp_path / "whole")
-    assert not packed.partial_directory(tmp_path / "toy").exists()
+    assert not partial_directory(tmp_path / "toy").exists()
 
 
 def test_parts_of_another_plan_are_not_used(tmp_path):
@@ -303,7 +311,7 @@ def test_a_damaged_part_is_made_again(tmp_path):
     write(make_plan(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         write(make_plan(decode=CountingDecode(stop_in_call=3)), tmp_path / "toy")
-    part = min(packed.partial_directory(tmp_path / "toy").glob("train-*.npz"))
+    part = min(partial_directory(tmp_path / "toy").glob("train-*.npz"))
     content = bytearray(part.read_bytes())
     content[1000] ^= 1
     part.write_bytes(content)
@@ -316,7 +324,7 @@ def test_a_damaged_part_is_made_again(tmp_path):
 @pytest.mark.parametrize("full_at", ["val-000000000-000000300.npz", "images.npy", "manifest.json"])
 def test_a_full_disk_gives_one_sentence_and_keeps_the_parts(tmp_path, monkeypatch, full_at):
     write(make_plan(), tmp_path / "whole")
-    write_file = packed.write_file
+    write_file = disk.write_file
 
     def full_disk(path, blocks):
         def blocks_until_full():
@@ -326,11 +334,11 @@ def test_a_full_disk_gives_one_sentence_and_keeps_the_parts(tmp_path, monkeypatc
 
         return write_file(path, blocks_until_full())
 
-    monkeypatch.setattr(packed, "write_file", full_disk)
+    monkeypatch.setattr(disk, "write_file", full_disk)
     with pytest.raises(DataError, match=rf"cannot write .*{full_at}: No space left on device; free space and run the"):
         write(make_plan(), tmp_path / "toy")
     monkeypatch.undo()
-    parts = packed.partial_directory(tmp_path / "toy")
+    parts = partial_directory(tmp_path / "toy")
     assert not (tmp_path / "toy").exists() and not list(parts.rglob("*.tmp"))
     rest = CountingDecode()
     write(make_plan(decode=rest), tmp_path / "toy")
@@ -339,9 +347,9 @@ def test_a_full_disk_gives_one_sentence_and_keeps_the_parts(tmp_path, monkeypatc
 
 
 def test_a_second_writer_is_refused(tmp_path):
-    parts = packed.partial_directory(tmp_path / "toy")
+    parts = partial_directory(tmp_path / "toy")
     parts.mkdir()
-    with packed._locked(parts), pytest.raises(DataError, match="another process"):
+    with writer._locked(parts), pytest.raises(DataError, match="another process"):
         write(make_plan(SMALL), tmp_path / "toy")
 
 
@@ -363,6 +371,44 @@ def test_another_plan_needs_overwrite(tmp_path):
     assert tree(tmp_path / "toy") == before
     assert write(make_plan(SMALL, options={"knob": 2}), tmp_path / "toy", overwrite=True)["options"]["knob"] == 2
     assert check(tmp_path / "toy") == [] and [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_the_old_data_stay_if_the_new_cannot_be_moved_into_place(tmp_path, monkeypatch):
+    write(make_plan(SMALL), tmp_path / "toy")
+    before, replace_path = tree(tmp_path / "toy"), os.replace
+
+    def failing(old, new):
+        if Path(old).name == "done":
+            raise OSError(errno.EACCES, "Permission denied")
+        replace_path(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing)
+        with pytest.raises(DataError, match="cannot write .*toy: Permission denied"):
+            write(make_plan(SMALL, options={"knob": 2}), tmp_path / "toy", overwrite=True)
+    assert tree(tmp_path / "toy") == before
+    assert write(make_plan(SMALL, options={"knob": 2}), tmp_path / "toy", overwrite=True)["options"]["knob"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize("manifest", ["{", '{"format": 2}'])
+def test_a_directory_that_cannot_be_read_names_the_way_out(tmp_path, manifest):
+    write(make_plan(SMALL), tmp_path / "toy")
+    (tmp_path / "toy" / "manifest.json").write_text(manifest)
+    with pytest.raises(DataError, match="pack the data again with --overwrite"):
+        write(make_plan(SMALL), tmp_path / "toy")
+    write(make_plan(SMALL), tmp_path / "toy", overwrite=True)
+    assert check(tmp_path / "toy") == []
+
+
+def test_overwrite_refuses_to_remove_the_users_own_files(tmp_path):
+    write(make_plan(SMALL), tmp_path / "toy")
+    (tmp_path / "toy" / "thesis.txt").write_text("mine")
+    write(make_plan(SMALL), tmp_path / "toy")
+    before = tree(tmp_path / "toy")
+    with pytest.raises(DataError, match="--overwrite would remove .*thesis.txt too"):
+        write(make_plan(SMALL, options={"knob": 2}), tmp_path / "toy", overwrite=True)
+    assert tree(tmp_path / "toy") == before
 
 
 @pytest.mark.parametrize("change", [{"files": {"toy.csv": "01"}}, {"drop_leaks": True}, {"release": "2"}])
@@ -420,7 +466,7 @@ def edit(directory, change):
 
 def tamper_and_forge(directory):
     tamper(directory)
-    facts = packed.file_sha256(directory / "val" / "images.npy")
+    facts = file_sha256(directory / "val" / "images.npy")
     edit(directory, lambda m: m["splits"]["val"]["files"]["images.npy"].update(sha256=facts))
 
 

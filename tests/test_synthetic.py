@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.faces import STILL
+from data_prep.faces import AUS, STILL
+from data_prep.packed import SPLITS
 from data_prep.synthetic import (
-    AUS,
     EXPRESSIONS,
     KNOBS,
     PRESETS,
     PROTOTYPE,
     SAMPLE_COLUMNS,
-    SPLITS,
     VALENCE_AROUSAL,
     Recipe,
     contact_sheet,

@@ -1,0 +1,356 @@
+"""The batch command: real kernels in a real process for what runs, its own `main` for what is refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+from conftest import make_data, write_packed
+from safetensors.numpy import load_file
+
+from fer_lib import batch
+from fer_lib.experiment import Experiment, ParameterError
+from fer_lib.files import read_state
+from fer_lib.runs import open_run
+from fer_lib.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+STUDY = """
+study: tiny
+title: A tiny study
+note: Two arms on random pixels.
+settings: {data: tiny, width: 0.05, batch_size: 8, lr: 1e-3, epochs: 40, device: cpu, checkpoint_seconds: 0}
+arms:
+  dynamic: {method: dynamic, w0: 2e-2}
+  baseline: {method: baseline}
+seeds: 2
+"""
+RECORD = {"experiment.json", "environment.json", "history.parquet", "epochs.parquet", "flips.parquet",
+          "model.safetensors", "result.json", "notebook.ipynb", "curve.png"}
+
+
+@dataclass
+class Place:
+    """A folder with packed data, and the batch command on it."""
+
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def study(self, text: str = STUDY) -> Path:
+        path = self.folder / "study.yml"
+        path.write_text(text)
+        return path
+
+    def command(self, *more: str, runs: Path | None = None) -> tuple[list[str], dict[str, str]]:
+        env = {**os.environ, "FER_PACKED": str(self.folder / "packed"), "FER_RUNS": str(runs or self.runs),
+               "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return [sys.executable, "-m", "fer_lib.batch", str(self.folder / "study.yml"), "--workers", "2", *more], env
+
+    def run(self, *more: str, runs: Path | None = None) -> subprocess.CompletedProcess:
+        command, env = self.command(*more, runs=runs)
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    def listing(self) -> dict[str, int]:
+        return {str(p.relative_to(self.folder)): p.stat().st_mtime_ns for p in self.folder.rglob("*") if p.is_file()}
+
+
+def make_place(folder: Path) -> Place:
+    data = make_data()
+    data.manifest["title"] = "Random pixels"
+    write_packed(folder / "packed" / "tiny", data)
+    return Place(folder)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    return make_place(tmp_path_factory.mktemp("batch"))
+
+
+@pytest.fixture(scope="module")
+def finished(place) -> subprocess.CompletedProcess:
+    place.study()
+    return place.run()
+
+
+def by_name(runs: Path) -> dict[str, Path]:
+    """Run directories of the study as `arm-seed`."""
+    return {re.sub("-[0-9a-f]{10}-", "-", p.name): p for p in (runs / "tiny").iterdir() if p.is_dir()}
+
+
+def outputs(notebook: Path) -> str:
+    cells = nbformat.read(notebook, 4).cells
+    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
+
+
+# --- a study that ends well ---
+
+
+def test_a_study_ends_with_a_table_of_n_mean_interval_and_difference(finished):
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert "tiny: 4 runs, 0 finished before, 4 to train, 2 at a time" in finished.stdout
+    assert "[4/4]" in finished.stdout and "A tiny study" in finished.stdout
+    assert "Two arms on random pixels." in finished.stdout
+    score = r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]"
+    gap = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
+    assert re.search(rf"^baseline +2  {score} +0–0$", finished.stdout, re.M)
+    assert re.search(rf"^dynamic +2  {score} +{gap} +[1-9]\d*–[1-9]\d*$", finished.stdout, re.M)
+
+
+def test_the_table_holds_the_numbers_of_the_records(finished, place):
+    scores = {}
+    for name, path in by_name(place.runs).items():
+        scores[name] = json.loads((path / "result.json").read_text())["chosen"]["test_macro_f1"]
+    for arm in ("baseline", "dynamic"):
+        mean = (scores[f"{arm}-seed0"] + scores[f"{arm}-seed1"]) / 2
+        assert re.search(rf"^{arm} +2  {mean:.3f} \[", finished.stdout, re.M)
+
+
+def test_each_run_leaves_its_record_and_its_executed_notebook(finished, place):
+    found = by_name(place.runs)
+    assert set(found) == {f"{arm}-seed{k}" for arm in ("baseline", "dynamic") for k in (0, 1)}
+    for name, path in found.items():
+        assert {p.name for p in path.iterdir()} == RECORD
+        assert json.loads((path / "result.json").read_text())["status"] == "finished"
+        assert len(pd.read_parquet(path / "history.parquet")) == 320
+        notebook = nbformat.read(path / "notebook.ipynb", 4)
+        code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+        assert all(c.execution_count for c in code)
+        assert f"{name.split('-')[0]}, seed {name[-1]}" in outputs(path / "notebook.ipynb")
+        assert any("image/png" in o.get("data", {}) for c in code for o in c.outputs)
+        assert (path / "notebook.ipynb").stat().st_size <= 300_000
+
+
+def test_a_second_call_trains_nothing_and_can_make_a_report(finished, place):
+    before = {k: v for k, v in place.listing().items() if k.startswith("runs")}
+    place.study(STUDY + "report: 09_table1.ipynb\n")
+    again = place.run()
+    assert again.returncode == 0, again.stderr
+    assert "4 runs, 4 finished before, 0 to train" in again.stdout and "[1/4]" not in again.stdout
+    after = {k: v for k, v in place.listing().items() if k.startswith("runs")}
+    assert after.items() >= before.items() and set(after) - set(before) == {"runs/tiny/09_table1.ipynb"}
+    table = [line for line in again.stdout.splitlines() if re.match("(baseline|dynamic) ", line)]
+    assert len(table) == 2 and set(table) < set(finished.stdout.splitlines())
+    report = outputs(place.runs / "tiny" / "09_table1.ipynb")
+    mean = re.search(r"^dynamic +2  (\S+ \[\S+ \S+\])", again.stdout, re.M)[1]
+    assert mean in report
+
+
+# --- stops and failures ---
+
+
+def stop(place: Place, runs: Path, number: int, group: bool) -> tuple[subprocess.CompletedProcess, dict[str, int]]:
+    """Start with one worker, signal as soon as the running run has made progress; (outcome, its steps by then)."""
+    before = {p: p.stat().st_mtime_ns for p in runs.rglob("checkpoint.safetensors")}
+    command, env = place.command("--seeds", "0", "--workers", "1", runs=runs)
+    process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(before.get(p) != p.stat().st_mtime_ns for p in runs.rglob("checkpoint.safetensors")):
+            assert process.poll() is None and time.monotonic() < deadline, "no run came to its first checkpoint"
+            time.sleep(.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("ipykernel_launcher" in " ".join(c.cmdline()) for c in children)
+        (os.killpg if group else os.kill)(process.pid, number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_a_stopped_study_goes_on_to_the_same_bits_and_a_failing_run_stops_no_other(finished, place, tmp_path):
+    """Ctrl-C in a terminal reaches the whole process group; a cluster sends SIGTERM to the command alone."""
+    place.study(STUDY.replace("seeds:", "  broken: {method: baseline, optimizer: sgd, lr: 1000}\nseeds:"))
+    steps = [0]
+    for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
+        stopped = stop(place, tmp_path, number, group)
+        assert stopped.returncode == 130, stopped.stderr
+        assert stopped.stderr == ("batch: interrupted; finished runs are kept, start the same command again to go on\n")
+        path, = (p for p in (tmp_path / "tiny").iterdir())              # the others were not started
+        result = json.loads((path / "result.json").read_text())
+        assert result["status"] == "interrupted" and result["step"] > steps[-1]
+        assert read_state(path / "checkpoint.safetensors")["learner"]["step"] == result["step"]
+        steps.append(result["step"])
+
+    ended = place.run("--seeds", "0", runs=tmp_path)
+    assert ended.returncode == 1
+    assert re.fullmatch(r"batch: broken-[0-9a-f]{10}-seed0 failed: Diverged: the loss of 'broken-[0-9a-f]{10}-seed0' "
+                        r"is (nan|inf) at step \d+: the run has diverged; try a smaller lr than 1000\n", ended.stderr)
+    assert "broken seed 0: FAILED: Diverged" in ended.stdout
+    assert re.search(r"^dynamic +1  ", ended.stdout, re.M) and re.search(r"^baseline +1  ", ended.stdout, re.M)
+    ours, reference = by_name(tmp_path), by_name(place.runs)
+    first_said = int(re.search(r"step (\d+)/320", outputs(ours["dynamic-seed0"] / "notebook.ipynb"))[1])
+    assert first_said > steps[-1], "it began anew"
+    for name in ("dynamic-seed0", "baseline-seed0"):
+        assert ours[name].name == reference[name].name
+        for table in ("history", "epochs", "flips"):
+            pd.testing.assert_frame_equal(pd.read_parquet(ours[name] / f"{table}.parquet"),
+                                          pd.read_parquet(reference[name] / f"{table}.parquet"), check_exact=True)
+        weights, wanted = (load_file(p[name] / "model.safetensors") for p in (ours, reference))
+        assert weights.keys() == wanted.keys()
+        assert all(weights[k].tobytes() == wanted[k].tobytes() for k in wanted)
+        assert {p.name for p in ours[name].iterdir()} == RECORD
+    assert json.loads((ours["broken-seed0"] / "result.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("error, sentence", [
+    (RuntimeError("Kernel died before\nreplying to kernel_info"),
+     "RuntimeError: Kernel died before replying to kernel_info"),
+    (batch.BrokenProcessPool("gone"), "the worker process died; start the study again to go on from the last "
+                                      "checkpoint"),
+])
+def test_whatever_ends_a_worker_is_the_outcome_of_one_run(tmp_path, error, sentence):
+    place = make_place(tmp_path)
+    run = open_run(Experiment(data="tiny", width=.05, batch_size=8),
+                   Workspace(ROOT, tmp_path / "packed", tmp_path / "runs"))
+    job: Future = Future()
+    job.set_exception(error)
+    outcome = batch._outcome(run, job, 1.)
+    assert (outcome.status, outcome.sentence) == ("failed", sentence)
+    assert not place.runs.exists()
+
+
+def test_a_notebook_that_ends_without_finishing_its_run_has_failed(tmp_path):
+    make_place(tmp_path)
+    run = open_run(Experiment(data="tiny", width=.05, batch_size=8),
+                   Workspace(ROOT, tmp_path / "packed", tmp_path / "runs"))
+    job: Future = Future()
+    job.set_result("")
+    outcome = batch._outcome(run, job, 1.)
+    assert (outcome.status, outcome.sentence) == ("failed", "the notebook ended and the run is new")
+
+
+# --- what a study file says ---
+
+
+def read(tmp_path: Path, text: str = STUDY, **more) -> batch.Study:
+    path = tmp_path / "study.yml"
+    path.write_text(text)
+    return batch.read_study(path, **more)
+
+
+def test_seeds_come_first_so_that_an_interrupted_study_is_balanced(tmp_path):
+    order = [(e.label, e.seed) for e in read(tmp_path).experiments]
+    assert order == [("dynamic", 0), ("baseline", 0), ("dynamic", 1), ("baseline", 1)]
+
+
+def test_seeds_are_a_count_or_a_list_or_the_commands(tmp_path):
+    assert {e.seed for e in read(tmp_path, STUDY.replace("seeds: 2", "seeds: [3, 7]")).experiments} == {3, 7}
+    assert {e.seed for e in read(tmp_path, seeds=[5]).experiments} == {5}
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path):
+    """YAML 1.1 reads 1e-4 as a text."""
+    text = STUDY.replace("lr: 1e-3", "lr: 1e-4, eps: 1E-7, cliff: inf")
+    first = read(tmp_path, text, changes={"weight_decay": "5e-5"}).experiments[0]
+    assert (first.lr, first.w0, first.eps, first.weight_decay, first.cliff) == (1e-4, .02, 1e-7, 5e-5, float("inf"))
+
+
+def test_an_arm_wins_over_the_settings_and_the_command_over_both(tmp_path):
+    text = STUDY.replace("{method: baseline}", "{method: baseline, lr: 0.5, epochs: 3}")
+    first, second, *_ = read(tmp_path, text, changes={"epochs": 7}).experiments
+    assert (first.lr, first.epochs, second.lr, second.epochs) == (.001, 7, .5, 7)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "studies").glob("*.yml")), ids=lambda p: p.name)
+def test_the_studies_that_come_with_the_kit_can_be_read(path):
+    study = batch.read_study(path)
+    assert study.title and (ROOT / "notebooks" / study.report).is_file()
+    assert [e.label for e in study.experiments[:4]] == ["baseline", "dropout", "periodic", "dynamic"]
+
+
+# --- what is refused ---
+
+
+def change(old: str, new: str) -> str:
+    assert old in STUDY
+    return STUDY.replace(old, new)
+
+
+REFUSED = {
+    "unknown parameter": (change("lr:", "learning_rate:"), [], "unknown parameter 'learning_rate'"),
+    "misspelt parameter": (change("epochs:", "epoch:"), [], "did you mean 'epochs'?"),
+    "wrong type": (change("lr: 1e-3", "lr: fast"), [], "lr is a number, not 'fast'"),
+    "fraction of an epoch": (change("epochs: 40", "epochs: 1.5"), [], "epochs is a whole number, not 1.5"),
+    "unknown method": (change("method: dynamic", "method: bogus"), [], "bogus"),
+    "unknown site": (change("w0: 2e-2", "w_site: act9"), [], "act9"),
+    "unknown data": (change("data: tiny", "data: nowhere"), [], "no packed data at 'nowhere'"),
+    "batch larger than data": (change("batch_size: 8", "batch_size: 65"), [], "batch_size 65 is larger than the 64"),
+    "not YAML": ("study: [", [], "'study.yml' is not YAML"),
+    "not a mapping": ("- 1", [], "must have the keys study, arms and seeds"),
+    "key missing": (change("seeds: 2", ""), [], "must have the keys study, arms and seeds"),
+    "unknown key": (STUDY + "sedes: 3\n", [], "unknown key 'sedes'"),
+    "key that is a number": (STUDY + "1: 3\n", [], "unknown key '1'"),
+    "no arm": ("study: x\narms:\nseeds: 1\n", [], "at least one arm is needed"),
+    "arms in a list": ("study: x\narms: [a]\nseeds: 1\n", [], "must map names to values"),
+    "arm that is a word": ("study: x\narms: {a: baseline}\nseeds: 1\n", [], "must map names to values"),
+    "no seed": (change("seeds: 2", "seeds: 0"), [], "'seeds' in 'study.yml' is"),
+    "seeds in words": (change("seeds: 2", "seeds: two"), [], "'seeds' in 'study.yml' is"),
+    "seed twice": (change("seeds: 2", "seeds: [1, 1]"), [], "different whole numbers, not [1, 1]"),
+    "seed as a setting": (change("lr:", "seed: 4, lr:"), [], "'seed' is no setting of an arm"),
+    "unknown measure": (STUDY + "measure: f1\n", [], "unknown measure 'f1' (choose one of max_val_macro_f1"),
+    "no such report": (STUDY + "report: none.ipynb\n", [], "no report notebook 'none.ipynb'"),
+    "folder outside runs": (change("study: tiny", "study: ../tiny"), [], "study '../tiny' becomes a folder's name"),
+    "set without a value": (STUDY, ["--set", "epochs"], "--set takes name=value, not 'epochs'"),
+    "set an unknown name": (STUDY, ["--set", "epoch=3"], "did you mean 'epochs'?"),
+    "set a wrong type": (STUDY, ["--set", "epochs=many"], "epochs is a whole number, not 'many'"),
+    "set half a list": (STUDY, ["--set", "epochs=["], "--set epochs=["),
+    "set the seed": (STUDY, ["--set", "seed=1"], "'seed' is no setting of an arm"),
+    "bad seeds": (STUDY, ["--seeds", "0,x"], "--seeds takes whole numbers joined by commas, not '0,x'"),
+    "empty seeds": (STUDY, ["--seeds", ""], "--seeds takes whole numbers"),
+    "negative seed": (STUDY, ["--seeds=-1"], "seed = -1 is out of range"),
+    "no worker": (STUDY, ["--workers", "0"], "--workers is at least 1, not 0"),
+    "unknown device": (STUDY, ["--device", "tpu"], "unknown device 'tpu'"),
+}
+
+
+@pytest.mark.parametrize("text, options, reason", REFUSED.values(), ids=REFUSED)
+def test_a_bad_study_is_one_sentence_and_nothing_is_started(
+        place, tmp_path, monkeypatch, capsys, text, options, reason):
+    path = tmp_path / "study.yml"
+    path.write_text(text)
+    assert_refused(path, options, reason, place, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("name", ["none.yml", "."])
+def test_no_study_file_is_one_sentence(place, tmp_path, monkeypatch, capsys, name):
+    assert_refused(tmp_path / name, [], "no study file at", place, tmp_path, monkeypatch, capsys)
+
+
+def assert_refused(path, options, reason, place, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FER_PACKED", str(place.folder / "packed"))
+    monkeypatch.setenv("FER_RUNS", str(tmp_path / "runs"))
+    for starter in ("_outcomes", "write_report", "execute"):
+        monkeypatch.setattr(batch, starter, lambda *_: pytest.fail("something was started"))
+    assert batch.main([str(path), *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("batch: ") and shown.err.count("\n") == 1
+    assert reason in shown.err and "Traceback" not in shown.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_data_set_without_a_test_split_cant_be_measured_on_it(tmp_path):
+    data = make_data(sizes={"train": 64, "val": 16})
+    write_packed(tmp_path / "packed" / "tiny", data)
+    workspace = Workspace(ROOT, tmp_path / "packed", tmp_path / "runs")
+    with pytest.raises(ParameterError, match="unknown measure 'chosen_test_macro_f1' .*chosen_val_macro_f1"):
+        batch.run_study(read(tmp_path), workspace, 1, print)
