@@ -30,8 +30,10 @@ $(VENV)/.test $(VENV)/.lab: $(VENV)/.base
 	$(PIP) -e '.[$(patsubst .%,%,$(notdir $@))]'
 	@touch $@
 
-$(QUICK): | $(VENV)/.base
-	$(PY) -m data_prep synthetic --preset quick --out $(PACKED)/synthetic-quick
+# drawn again when the drawing changes: the same code draws the same content
+$(QUICK): data_prep/synthetic.py data_prep/faces.py | $(VENV)/.base
+	$(PY) -m data_prep synthetic --preset quick --out $(PACKED)/synthetic-quick --overwrite
+	@touch $@
 
 study: $(VENV)/.base $(QUICK)
 	$(PY) -m fer_lib.batch notebooks/studies/quick.yml --workers $(WORKERS)

@@ -32,6 +32,7 @@ from fer_lib.statistics import compare_arms
 from fer_lib.workspace import Workspace, find_workspace
 
 NOTEBOOK = "notebooks/04_train.ipynb"
+START_ATTEMPTS = 3      # of a kernel: several that start in one moment can pick the same port
 KEYS = {"study", "title", "note", "settings", "arms", "seeds", "report", "measure"}
 
 
@@ -138,11 +139,20 @@ def execute(e: Experiment, root: Path, target: Path) -> str:
 def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], root: Path) -> None:
     """Execute a notebook by papermill from the project's root, quietly. Raises PapermillExecutionError."""
     import papermill  # late: it takes seconds, and only some commands need it
+    from nbclient.exceptions import DeadKernelError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)     # its errors come as exceptions
     quiet_kernel = ["--IPKernelApp.log_level=50"]       # else each warns of TCP, which is loopback here, and of stops
-    papermill.execute_notebook(notebook, target, parameters, progress_bar=False, cwd=root,
-                               extra_arguments=quiet_kernel)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            papermill.execute_notebook(notebook, target, parameters, progress_bar=False, cwd=root,
+                                       extra_arguments=quiet_kernel)
+            return
+        except DeadKernelError:
+            raise
+        except RuntimeError as error:                   # it didn't start: another took its ports in that moment
+            if not str(error).startswith("Kernel d") or attempt == START_ATTEMPTS:
+                raise
 
 
 def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None]) -> list[Outcome]:

@@ -140,6 +140,8 @@ class Learner:
         if changed == 0 and e.method != "baseline":
             raise ParameterError(f"method '{e.method}' changed no site of the network")
         self.model = model.to(device, self.precision.dtype)
+        self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+        self.model.to(memory_format=self.layout)        # on a CPU a fifth of the step's time
         self.optimizer = build_optimizer(e, self.model)
         self.scheduler = build_scheduler(e, self.optimizer)
         self.method.attach(self.optimizer, torch.Generator(device).manual_seed(stream(e.seed, "method")), e.seed)
@@ -175,7 +177,7 @@ class Learner:
         """One step; the loss stays on the device."""
         k = self.step % self.steps_per_epoch
         self.method.before_forward(self.step + 1, self.epoch)
-        x = self.augmentation.apply(self.train_split.batch(self.order[k]), k)
+        x = self.augmentation.apply(self.train_split.batch(self.order[k]), k).contiguous(memory_format=self.layout)
         with self.precision.autocast():
             logits = self.model(x)
         loss = F.cross_entropy(logits.to(self.precision.loss_dtype), self.targets[k], self.weight,
@@ -243,7 +245,7 @@ class Learner:
         for start in range(0, len(split), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
             with self.precision.autocast():
-                logits = self.model(split.batch(rows))
+                logits = self.model(split.batch(rows).contiguous(memory_format=self.layout))
             logits = logits.to(self.precision.loss_dtype)
             label = split.labels[rows]
             total += F.cross_entropy(logits, label, reduction="sum")
@@ -265,6 +267,8 @@ class Learner:
         self.step, self.epoch_losses = state["step"], list(state["epoch_losses"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for p, moments in self.optimizer.state.items():         # fused kernels want the parameter's own memory layout
+            moments |= {k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape}
         self.scheduler.load_state_dict(state["scheduler"])
         self.method.load_state(state["method"])
         self.log.previous = state["signs"].to(self.device)
@@ -350,11 +354,10 @@ def build_optimizer(e: Experiment, model: nn.Module) -> Optimizer:
         flat = {id(p) for p in parameters if sum(n > 1 for n in p.shape) <= 1}
         groups = [{"params": [p for p in parameters if id(p) not in flat], "weight_decay": e.weight_decay},
                   {"params": [p for p in parameters if id(p) in flat], "weight_decay": 0.}]
-    fused = True if parameters[0].is_cuda else None     # one kernel for all parameters
     if e.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=e.lr, momentum=e.momentum, fused=fused)
+        return torch.optim.SGD(groups, lr=e.lr, momentum=e.momentum, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[e.optimizer]
-    return kind(groups, lr=e.lr, betas=(e.beta1, e.beta2), eps=e.eps, fused=fused)
+    return kind(groups, lr=e.lr, betas=(e.beta1, e.beta2), eps=e.eps, fused=True)
 
 
 def build_scheduler(e: Experiment, optimizer: Optimizer) -> LRScheduler:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import psutil
 import pytest
 from conftest import make_data, write_packed
+from nbclient.exceptions import DeadKernelError
 from safetensors.numpy import load_file
 
 from fer_lib import batch
@@ -192,8 +194,9 @@ def test_a_stopped_study_goes_on_to_the_same_bits_and_a_failing_run_stops_no_oth
 
     ended = place.run("--seeds", "0", runs=tmp_path)
     assert ended.returncode == 1
-    assert re.fullmatch(r"batch: broken-[0-9a-f]{10}-seed0 failed: Diverged: the loss of 'broken-[0-9a-f]{10}-seed0' "
-                        r"is (nan|inf) at step \d+: the run has diverged; try a smaller lr than 1000\n", ended.stderr)
+    sentence = (r"^batch: (broken-[0-9a-f]{10}-seed0) failed: Diverged: the loss of '\1' is (nan|inf) at step \d+: the "
+                r"run has diverged; try a smaller lr than 1000$")
+    assert re.search(sentence, ended.stderr, re.M) and ended.stderr.count("batch: ") == 1, ended.stderr
     assert "broken seed 0: FAILED: Diverged" in ended.stdout
     assert re.search(r"^dynamic +1  ", ended.stdout, re.M) and re.search(r"^baseline +1  ", ended.stdout, re.M)
     ours, reference = by_name(tmp_path), by_name(place.runs)
@@ -236,6 +239,25 @@ def test_a_notebook_that_ends_without_finishing_its_run_has_failed(tmp_path):
     job.set_result("")
     outcome = batch._outcome(run, job, 1.)
     assert (outcome.status, outcome.sentence) == ("failed", "the notebook ended and the run is new")
+
+
+def test_a_kernel_that_does_not_start_is_tried_again_and_one_that_dies_is_not(monkeypatch):
+    def attempts(*errors: Exception) -> int:
+        left = list(errors)
+
+        def execute_notebook(*_, **__):
+            if left:
+                raise left.pop(0)
+
+        monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
+        batch.run_notebook(Path("a"), Path("b"), {}, ROOT)
+        return len(errors) - len(left)
+
+    silent = RuntimeError("Kernel didn't respond in 60 seconds")
+    assert attempts(RuntimeError("Kernel died before replying to kernel_info"), silent) == 2
+    for errors in ([silent] * 3, [DeadKernelError("Kernel died")], [RuntimeError("something else")]):
+        with pytest.raises(RuntimeError):
+            attempts(*errors)
 
 
 # --- what a study file says ---

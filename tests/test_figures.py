@@ -1,0 +1,162 @@
+"""Figures draw what the tables say: looked up in what was drawn, not in pixels."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fer_lib import figures
+from fer_lib.statistics import compare_arms
+
+SITES = ["stem", "layer1.0.act1"]
+
+
+def history(sites: list[str], steps: int = 40) -> pd.DataFrame:
+    step = np.arange(1, steps + 1)
+    table = {"step": step, "loss": 2 - step / steps}
+    for k, site in enumerate(sites):
+        middle = .01 - .001 * step * (k + 1)
+        table |= {f"w_mean/{site}": middle, f"w_min/{site}": middle - .01, f"w_max/{site}": middle + .01}
+    return pd.DataFrame(table)
+
+
+def epochs(val_loss: float = 1.5) -> pd.DataFrame:
+    rows = [dict(epoch=e, step=10 * e, split=split, mode=mode, train_loss=2 - .3 * e, loss=val_loss,
+                 macro_f1=.1 * e + (.05 if mode == "clean" else 0) + (.3 if split == "test" else 0))
+            for e in (1, 2, 3, 4) for split in ("val", "test") for mode in ("trained", "clean")]
+    return pd.DataFrame(rows)
+
+
+def flips(*rows: tuple[int, str, int, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["step", "site", "sign", "share"])
+
+
+SOME = flips((12, "layer1.0.act1", -1, 1.), (20, "stem", -1, .25), (30, "layer1.0.act1", 1, 1.))
+
+
+def panels(figure) -> dict[str, object]:
+    return {ax.get_ylabel(): ax for ax in figure.axes}
+
+
+def line(ax, label: str):
+    return next(drawn for drawn in ax.lines if drawn.get_label() == label)
+
+
+def draw(sites=SITES, found=SOME, drawn=True, **more):
+    return figures.training(history(sites), epochs(**more), found, "a run", drawn)
+
+
+@pytest.mark.parametrize("sites, found, names", [
+    (SITES, SOME, ["cross-entropy", "validation macro-F1", "w (mean, range)", "sign − (dark)"]),
+    (SITES, flips(), ["cross-entropy", "validation macro-F1", "w (mean, range)"]),
+    ([], SOME, ["cross-entropy", "validation macro-F1", "sign − (dark)"]),
+    ([], flips(), ["cross-entropy", "validation macro-F1"]),
+])
+def test_a_run_has_the_panels_it_has_something_for(sites, found, names):
+    figure = draw(sites, found)
+    assert list(panels(figure)) == names
+    assert figure.axes[-1].get_xlabel() == "training step"
+    with Image.open(io.BytesIO(figures.png(figure))) as image:
+        assert image.format == "PNG" and image.width > 400
+
+
+def test_the_panels_show_the_tables():
+    ax = panels(draw())
+    loss, f1, w = ax["cross-entropy"], ax["validation macro-F1"], ax["w (mean, range)"]
+    assert np.array_equal(line(loss, "each step").get_xydata(), history(SITES)[["step", "loss"]])
+    assert line(loss, "train, mean of the epoch").get_ydata() == pytest.approx([1.7, 1.4, 1.1, .8])
+    assert line(loss, "validation").get_ydata() == pytest.approx([1.5] * 4)
+    assert line(f1, "as trained").get_ydata() == pytest.approx([.1, .2, .3, .4])
+    assert line(f1, "clean (sign +)").get_ydata() == pytest.approx([.15, .25, .35, .45])
+    assert line(f1, "as trained").get_xdata() == pytest.approx([10, 20, 30, 40]) and f1.get_ylim() == (0, 1)
+    for site, band in zip(SITES, w.collections, strict=True):
+        assert line(w, site).get_ydata() == pytest.approx(history(SITES)[f"w_mean/{site}"])
+        y = band.get_paths()[0].vertices[:, 1]
+        assert (y.min(), y.max()) == pytest.approx((history(SITES)[f"w_min/{site}"].min(),
+                                                    history(SITES)[f"w_max/{site}"].max()))
+
+
+def test_w_has_a_symlog_axis_that_is_linear_near_0():
+    ax = panels(draw())["w (mean, range)"]
+    assert ax.get_yscale() == "symlog" and ax.yaxis.get_transform().linthresh == 1e-4
+
+
+def test_a_validation_loss_above_the_axis_is_marked_with_its_value():
+    ax = panels(draw(val_loss=50.))["cross-entropy"]
+    assert ax.get_ylim()[1] < 3 and any("at most 50.0" in text.get_text() for text in ax.texts)
+    assert not panels(draw())["cross-entropy"].texts
+
+
+def test_signs_are_dark_while_features_are_flipped():
+    ax = panels(draw())["sign − (dark)"]
+    bars = [(ax.get_yticklabels()[round(bar.get_y() + .4)].get_text(), bar.get_x(), bar.get_x() + bar.get_width(),
+             bar.get_alpha()) for bar in ax.patches]
+    assert bars == [("stem", 20, 41, .25), ("layer1.0.act1", 12, 30, 1.)]
+
+
+def test_each_step_with_a_flip_is_marked_in_the_other_panels():
+    for name, ax in panels(draw()).items():
+        marks = [x[0] for x in (drawn.get_xdata() for drawn in ax.lines) if len(x) == 2 and x[0] == x[1]]
+        assert marks == ([] if "sign" in name else [12, 20, 30])
+    many = flips(*((k, "stem", -1, .001) for k in range(1, 300)))
+    assert len(panels(draw(found=many))["cross-entropy"].lines) == 3, "so many marks hide the curve"
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_drawn_faces_are_called_so_and_only_they(drawn):
+    assert ("drawn faces, not photographs" in draw(drawn=drawn).get_suptitle()) == drawn
+
+
+def test_a_gallery_shows_the_first_pictures_of_each_class():
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    figure = figures.gallery(images, np.array([1, 0, 1, 1, 0]), ["a", "b"], 2, drawn=True)
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    assert all(np.array_equal(shown[k], images[row, 0]) for k, row in enumerate((1, 4, 0, 2)))
+    assert [figure.axes[k].get_ylabel() for k in (0, 2)] == ["a", "b"]
+    assert figure.get_suptitle() == "drawn faces, not photographs"
+    empty = figures.gallery(images, np.zeros(5), ["a", "b"], 2, drawn=True)
+    assert [len(ax.images) for ax in empty.axes] == [1, 1, 0, 0]
+
+
+def test_a_gallery_of_research_pictures_is_refused():
+    with pytest.raises(ValueError, match="research pictures are not shown"):
+        figures.gallery(np.zeros((1, 1, 8, 8), np.uint8), np.zeros(1), ["a"], 1, drawn=False)
+
+
+RUNS = pd.DataFrame([("baseline", 0, .30), ("baseline", 1, .34), ("dynamic", 0, .40), ("dynamic", 1, .38),
+                     ("single", 0, .2)], columns=["name", "seed", "f1"])
+
+
+def test_arms_shows_means_intervals_seeds_and_the_papers_numbers():
+    table = compare_arms(RUNS, "f1")
+    ax, = figures.arms(RUNS, table, "f1", "macro-F1", {"dynamic": .39, "dropout": .32}, "title").axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["baseline (n = 2)", "dynamic (n = 2)", "single (n = 1)"]
+    marks = lambda marker: np.concatenate([d.get_xydata() for d in ax.lines if d.get_marker() == marker])
+    assert marks("D") == pytest.approx(np.array([(.32, 0), (.39, 1), (.2, 2)]))
+    dots = marks("o")
+    assert dots[:, 0] == pytest.approx([.30, .34, .40, .38, .2])
+    assert dots[:, 1].round().tolist() == [0, 0, 1, 1, 2]
+    assert marks("x") == pytest.approx(np.array([(.39, 1)]))
+    spans = [d.get_xydata() for d in ax.lines if d.get_marker() == "None"]
+    for row, span in enumerate(spans[:2]):
+        assert span == pytest.approx(np.array([(table["score"][row].low, row), (table["score"][row].high, row)]))
+    assert np.isnan(spans[2][:, 0]).all()
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["a seed", "95 % interval of the mean", "mean", "paper (AffectNet)"]
+    without, = figures.arms(RUNS, table, "f1", "macro-F1", {}, "title").axes
+    assert not [d for d in without.lines if d.get_marker() == "x"]
+
+
+def test_curves_have_a_line_a_seed_and_their_mean():
+    parts = [epochs().assign(name=name, seed=seed, macro_f1=lambda t, s=seed: t["macro_f1"] + s / 10)
+             for name in ("b", "a") for seed in (0, 1)]
+    figure = figures.arm_curves(pd.concat(parts), ["a", "b"], "test", "macro_f1", "F1", "title")
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
+    for ax in figure.axes:
+        drawn = [d.get_ydata() for d in ax.lines]
+        wanted = np.array([.4, .5, .6, .7])
+        assert len(drawn) == 3 and all(d.get_xdata() == pytest.approx([1, 2, 3, 4]) for d in ax.lines)
+        assert [*map(list, drawn)] == [pytest.approx(list(wanted + s)) for s in (0, .1, .05)]
+    assert figure.axes[0].get_ylabel() == "F1" and figure.get_suptitle() == "title"

@@ -1,0 +1,218 @@
+"""The notebooks: what they hold, what papermill makes of them, and that nbval compares."""
+
+import ast
+import base64
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+
+from fer_lib.experiment import Experiment, parameters_cell
+from fer_lib.workspace import find_workspace
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TRAIN = ROOT / "notebooks" / "04_train.ipynb"
+TABLE = ROOT / "notebooks" / "09_table1.ipynb"
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def code_cells(path: Path) -> list:
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+
+
+def is_parameters(cell) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
+
+
+# --- what they hold ---
+
+
+@each
+def test_a_notebook_is_small_valid_and_holds_no_widget_and_no_path(path):
+    text = path.read_text()
+    notebook = nbformat.reads(text, 4)
+    nbformat.validate(notebook)
+    assert len(text) <= 300_000
+    assert "widgets" not in notebook.metadata and "widget-view" not in text
+    assert "papermill" not in notebook.metadata, "papermill's metadata hold paths and times"
+    for private in (str(ROOT), str(Path.home()), "/home/", "/Users/", "/work/", "/tmp/", "C:\\\\"):
+        assert private not in text
+    for cell in notebook.cells:
+        assert not cell.attachments if "attachments" in cell else True
+        assert not re.search(r"<img|!\[", cell.source)
+
+
+@each
+def test_pictures_are_the_figures_png_only(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert output.output_type != "error", output.get("evalue")
+            kinds = set(output.get("data", {}))
+            assert kinds <= {"text/plain", "text/html", "image/png"}
+            assert "<img" not in str(output.get("data", {}).get("text/html", ""))
+            if "image/png" in kinds:
+                assert "figures.png(" in cell.source
+                assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
+
+
+@each
+def test_a_checked_cell_has_a_stored_output(path):
+    checked = [c for c in code_cells(path) if c.source.startswith("# NBVAL_CHECK_OUTPUT")]
+    assert checked
+    for cell in checked:
+        assert any(o.get("text") or o.get("data") for o in cell.outputs), f"nothing to compare: {cell.source[:200]}"
+        assert cell.execution_count
+
+
+@each
+def test_cells_are_short_and_the_notebook_opens_with_a_title_and_a_promise(path):
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# \S.*\n\n\*\*", first.source)
+    for cell in code_cells(path):
+        assert is_parameters(cell) or len(cell.source.splitlines()) <= 30
+
+
+@each
+def test_links_lead_to_files_that_exist(path):
+    for cell in nbformat.read(path, 4).cells:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", cell.source):
+            assert (path.parent / target).exists(), target
+
+
+@each
+def test_papermill_understands_each_parameter(path, caplog):
+    cell, = filter(is_parameters, code_cells(path))
+    with caplog.at_level("WARNING"):
+        found = papermill.inspect_notebook(path)
+    assert "Unable to parse" not in caplog.text
+    lines = [node for node in ast.parse(cell.source).body]
+    assert all(isinstance(node, ast.AnnAssign) for node in lines)
+    assert list(found) == [node.target.id for node in lines]
+    for facts in found.values():
+        assert facts["inferred_type_name"] in ("str", "int", "float", "bool") and facts["help"]
+
+
+def test_the_parameters_of_training_are_exactly_the_fields_of_an_experiment():
+    cell, = filter(is_parameters, code_cells(TRAIN))
+    fields = {f.name: f for f in dataclasses.fields(Experiment)}
+    found = papermill.inspect_notebook(TRAIN)
+    assert list(found) == list(fields)
+    for name, facts in found.items():
+        kind = fields[name].type
+        assert facts["inferred_type_name"] == (kind if isinstance(kind, str) else kind.__name__)
+        assert facts["help"] == fields[name].metadata["help"]
+    values = {name: eval(facts["default"], {"float": float}) for name, facts in found.items()}
+    assert cell.source == parameters_cell(Experiment(**values))
+
+
+# --- papermill's own command ---
+
+
+def papermill_command(out: Path, runs: Path, *parameters: str) -> subprocess.Popen:
+    env = {**os.environ, "FER_RUNS": str(runs), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
+           "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "papermill", "notebooks/04_train.ipynb", str(out), *parameters]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+WRONG = {("sede", "1"): "ParameterError: unknown parameter 'sede': did you mean 'seed'?",
+         ("lr", "fast"): "ParameterError: lr is a number, not 'fast' (learning rate)",
+         ("method", "bogus"): "ParameterError: unknown method 'bogus'",
+         ("data", "nowhere"): "DataError: no packed data at 'nowhere': make it with 'python -m data_prep"}
+
+
+def test_papermill_ends_with_a_sentence_where_a_parameter_is_wrong(tmp_path):
+    for pair in (list(WRONG)[:2], list(WRONG)[2:]):     # two kernels at a time
+        going = [papermill_command(tmp_path / f"{name}.ipynb", tmp_path / "runs", "-p", name, value)
+                 for name, value in pair]
+        for (name, value), process in zip(pair, going):
+            shown, _ = process.communicate(timeout=120)
+            assert process.returncode != 0
+            assert WRONG[name, value] in shown
+            notebook = nbformat.read(tmp_path / f"{name}.ipynb", 4)
+            error, = (o for c in notebook.cells if c.cell_type == "code" for o in c.outputs
+                      if o.output_type == "error")
+            assert error.traceback == [f"{error.ename}: {error.evalue}"], "the sentence alone"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, Path]:
+    """(executed notebook, run directory) of eight epochs of AutoReLU on drawn faces."""
+    if not (find_workspace().packed / "synthetic-quick" / "manifest.json").exists():
+        pytest.skip("no drawn faces: 'make test' packs them")
+    folder = tmp_path_factory.mktemp("train")
+    process = papermill_command(folder / "out.ipynb", folder / "runs", "-p", "epochs", "8", "-p", "seed", "3")
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, shown
+    path, = (folder / "runs" / "scratch").iterdir()
+    return folder / "out.ipynb", path
+
+
+def test_a_run_by_papermill_learns_and_flips(run):
+    """Seeds 0 to 6 gave .326 to .454 after 8 epochs of 25 steps; guessing one class gives .04, at random about .13."""
+    result = json.loads((run[1] / "result.json").read_text())
+    assert result["status"] == "finished" and result["seed"] == 3 and result["steps"] == 200
+    assert .22 < result["chosen"]["val_macro_f1"] < .65
+    assert .18 < result["chosen"]["test_macro_f1"] < .65
+    found = pd.read_parquet(run[1] / "flips.parquet")
+    assert len(found) and 20 <= found["step"].min() <= 40 and (found["sign"].iloc[0] == -1)
+    assert found["site"].nunique() == 8
+
+
+def test_an_executed_notebook_shows_the_run_in_one_small_file(run):
+    path, record = run
+    notebook = nbformat.read(path, 4)
+    assert path.stat().st_size <= 300_000 and "widgets" not in notebook.metadata
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert all(c.execution_count for c in code)
+    pictures = [o.data["image/png"] for c in code for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 1 and base64.b64decode(pictures[0]) == (record / "curve.png").read_bytes()
+    text = "".join(o.get("text", "") for c in code for o in c.outputs)
+    flips = pd.read_parquet(record / "flips.parquet")["step"].unique()
+    assert f"{len(flips)} steps with a flip: {', '.join(map(str, flips[:20]))}" in text
+    assert "step 200/200 · epoch 8/8" in text
+    assert "epochs = 8   (paper's setting: 30)" in text
+
+
+# --- nbval ---
+
+
+@pytest.fixture(scope="module")
+def nbval(tmp_path_factory) -> subprocess.CompletedProcess:
+    """nbval on 09_table1 and on a copy with one digit of the table changed, in a project folder of their own."""
+    folder = tmp_path_factory.mktemp("nbval")
+    (folder / "fer_lib").symlink_to(ROOT / "fer_lib")
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "results").symlink_to(ROOT / "notebooks" / "results")
+    notebook = nbformat.read(TABLE, 4)
+    nbformat.write(notebook, folder / "notebooks" / "as_stored.ipynb")
+    cell, = (c for c in notebook.cells if "compare_arms(runs, measure)" in c.source)
+    stored = cell.outputs[0]["text"]
+    digit = re.search(r"0\.\d\d(\d) \[", stored)
+    falsified = stored[:digit.start(1)] + str((int(digit[1]) + 1) % 10) + stored[digit.end(1):]
+    cell.outputs[0]["text"] = falsified
+    nbformat.write(notebook, folder / "notebooks" / "falsified.ipynb")
+    env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
+           "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--nbval-lax", "--nbval-current-env",
+         "--rootdir", str(folder), "notebooks"], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_nbval_passes_the_stored_table_and_fails_one_wrong_digit(nbval):
+    """A guard against a comparison that compares nothing."""
+    assert nbval.returncode == 1, nbval.stdout + nbval.stderr
+    outcomes = re.findall(r"notebooks/(\w+)(?:\.ipynb)?::.*?Cell \d+ ([A-Z]+)", nbval.stdout)
+    assert {o for name, o in outcomes if name == "as_stored"} == {"PASSED"}
+    assert [o for name, o in outcomes if name == "falsified"].count("FAILED") == 1
+    assert sum(name == "as_stored" for name, _ in outcomes) == len(code_cells(TABLE))
