@@ -13,8 +13,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 
+from fer_lib.checkpoint import read_weights
 from fer_lib.experiment import Experiment
-from fer_lib.files import RecordError, read_weights
+from fer_lib.files import RecordError
 from fer_lib.methods import build_method
 from fer_lib.models import build_model
 

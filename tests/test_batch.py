@@ -20,9 +20,10 @@ from conftest import make_data, write_packed
 from nbclient.exceptions import DeadKernelError
 from safetensors.numpy import load_file
 
-from fer_lib import batch
+from fer_lib import kernels
+from fer_lib import studies as batch
+from fer_lib.checkpoint import read_state
 from fer_lib.experiment import Experiment, ParameterError
-from fer_lib.files import read_state
 from fer_lib.runs import open_run
 from fer_lib.workspace import Workspace
 
@@ -250,7 +251,7 @@ def test_a_kernel_that_does_not_start_is_tried_again_and_one_that_dies_is_not(mo
                 raise left.pop(0)
 
         monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
-        batch.run_notebook(Path("a"), Path("b"), {}, ROOT)
+        kernels.run_notebook(Path("a"), Path("b"), {}, ROOT)
         return len(errors) - len(left)
 
     silent = RuntimeError("Kernel didn't respond in 60 seconds")

@@ -10,9 +10,9 @@ import torch
 from conftest import CPU, Trained, assert_same_bits, make_data, make_experiment, train_one, train_together
 
 from fer_lib import engine
+from fer_lib.checkpoint import read_state, write_state
 from fer_lib.engine import Learner, Stopped, build_optimizer, check, choose_device, train
 from fer_lib.experiment import ParameterError
-from fer_lib.files import read_state, write_state
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
 

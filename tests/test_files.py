@@ -12,16 +12,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fer_lib.files import (
-    RecordError,
-    read_state,
-    read_weights,
-    write_atomically,
-    write_json,
-    write_state,
-    write_table,
-    write_weights,
-)
+from fer_lib.checkpoint import read_state, read_weights, write_state, write_weights
+from fer_lib.files import RecordError, write_atomically, write_json, write_table
 
 
 def test_a_file_appears_whole_and_without_a_temporary(tmp_path):

@@ -11,8 +11,9 @@ from conftest import make_data, make_experiment, short
 from PIL import Image
 
 from fer_lib import predict
+from fer_lib.checkpoint import read_weights, write_weights
 from fer_lib.data import DeviceSplit, PackedDataset
-from fer_lib.files import RecordError, read_weights, write_weights
+from fer_lib.files import RecordError
 from fer_lib.predict import load_trained, probabilities
 from fer_lib.runs import Run, record
 

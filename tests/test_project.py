@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 import data_prep.packed
 import fer_lib
 import fer_lib.data
+from fer_lib.methods import METHODS
+from fer_lib.records import ORDER
 
 ROOT = Path(__file__).parents[1]
 LIBRARY, PREPARATION = (sorted((ROOT / name).rglob("*.py")) for name in ("fer_lib", "data_prep"))
@@ -188,3 +190,15 @@ def test_what_make_makes_is_ignored_by_git():
     made = ["packed/x/manifest.json", "runs/quick/x/result.json", ".venv/bin/python", "fer_lib/__pycache__/x.pyc"]
     shown = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True)
     assert set(shown.stdout.split()) == set(made)
+
+
+def test_records_and_figures_are_read_without_torch():
+    """A laptop opens 09_table1 without loading torch, and workers of a study don't either."""
+    code = ("import sys, fer_lib.records, fer_lib.figures, fer_lib.statistics, fer_lib.kernels, fer_lib.batch; "
+            "print('torch' in sys.modules)")
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
+
+
+def test_tables_know_the_order_of_every_method():
+    assert ORDER == tuple(METHODS)

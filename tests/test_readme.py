@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from fer_lib.experiment import Experiment
-from fer_lib.runs import read_records
+from fer_lib.records import read_records
 from fer_lib.statistics import compare_arms
 
 ROOT = Path(__file__).parent.parent

@@ -19,9 +19,11 @@ from safetensors.numpy import load_file
 
 import fer_lib
 from fer_lib import engine, files, runs
+from fer_lib.checkpoint import read_state, write_state
 from fer_lib.data import PackedDataset, open_packed
-from fer_lib.files import RecordError, read_state, write_state
-from fer_lib.runs import Diverged, Run, export, read_records, record
+from fer_lib.files import RecordError
+from fer_lib.records import export, read_records
+from fer_lib.runs import Diverged, Run, record
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
 

@@ -1,0 +1,70 @@
+"""Tensors on disk without pickle: a learner's whole state, or a model's weights, as safetensors."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fer_lib.files import RecordError, write_atomically
+
+
+def write_state(path: Path, state: dict) -> None:
+    """A nested dict of tensors, lists and plain values as one safetensors file: tensors by path, the rest as JSON."""
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_lift(state, "", tensors))
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write_atomically(path, lambda p: save_file(tensors, p, metadata={"state": text}))
+
+
+def read_state(path: Path) -> dict:
+    """What `write_state` wrote, tensors on the CPU. Raises RecordError where the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            tensors = {key: f.get_tensor(key) for key in f.keys()}
+            return _lower(json.loads(f.metadata()["state"]), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise RecordError(f"'{path.parent.name}/{path.name}' is damaged ({error}): delete that file to start the run "
+                          "anew") from None
+
+
+def _lift(value: object, path: str, tensors: dict[str, Tensor]) -> object:
+    """JSON for `value`, its tensors moved to `tensors`. Dicts become [[key, value], ...]: keys keep their type."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"dict": [[k, _lift(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_lift(v, f"{path}/{k}", tensors) for k, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds tensors, lists and plain values, not {type(value).__name__} at '{path}'")
+
+
+def _lower(value: object, tensors: dict[str, Tensor]) -> object:
+    if not isinstance(value, dict):
+        return value
+    (kind, inner), = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "dict":
+        return {k: _lower(v, tensors) for k, v in inner}
+    return {"list": list, "tuple": tuple}[kind](_lower(v, tensors) for v in inner)
+
+
+def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
+    write_atomically(path, lambda p: save_file(tensors, p))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A model's state by name. Raises RecordError where the file is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}
+    except (SafetensorError, OSError) as error:
+        raise RecordError(f"no readable weights in '{path.parent.name}/{path.name}' ({error})") from None
+
+

@@ -1,0 +1,277 @@
+"""Studies: a matrix of experiments from a YAML file, trained notebook by notebook, closed by a table and a report.
+
+The command is `python -m fer_lib.batch`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import yaml
+
+from fer_lib.experiment import Experiment, ParameterError
+from fer_lib.files import RecordError
+from fer_lib.kernels import execute, heed, run_notebook
+from fer_lib.records import read_records
+from fer_lib.runs import Run, open_run
+from fer_lib.statistics import compare_arms
+from fer_lib.workspace import Workspace, find_workspace
+
+KEYS = {"study", "title", "note", "settings", "arms", "seeds", "report", "measure"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every arm with every seed. `measure`: the column of the runs table that the closing table shows."""
+
+    name: str
+    experiments: list[Experiment]
+    title: str = ""
+    note: str = ""
+    report: str = ""
+    measure: str = "chosen_test_macro_f1"
+
+
+def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, object] | None = None,
+               name: str | None = None) -> Study:
+    """Read a study file; `changes` override its settings, `name` its folder below runs/.
+
+    Raises ParameterError naming what is wrong in it.
+
+    study: name · title · note · settings: {field: value} for all arms · arms: {name: {field: value}} ·
+    seeds: a count or a list · report: a notebook to run on the records · measure
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ParameterError(f"no study file at '{path}' ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"'{path.name}' is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not {"study", "arms", "seeds"} <= set(content):
+        raise ParameterError(f"'{path.name}' must have the keys study, arms and seeds")
+    if unknown := sorted(str(key) for key in set(content) - KEYS):
+        raise ParameterError(f"unknown key '{unknown[0]}' in '{path.name}' (known: {', '.join(sorted(KEYS))})")
+    settings, arms = content.get("settings") or {}, content["arms"] or {}
+    mapped = isinstance(arms, dict) and all(isinstance(values, dict | None) for values in (settings, *arms.values()))
+    if not mapped or not arms:
+        raise ParameterError(f"'settings', 'arms' and each arm in '{path.name}' must map names to values, and at least "
+                             "one arm is needed")
+    name = name or content["study"]
+    seeds = seeds if seeds is not None else content["seeds"]
+    seeds = list(range(seeds)) if type(seeds) is int else seeds
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds) \
+            or len(set(seeds)) < len(seeds):
+        raise ParameterError(f"'seeds' in '{path.name}' is a count or a list of different whole numbers, not {seeds!r}")
+    experiments = []
+    for seed in seeds:                                  # seeds first: an interrupted study is balanced over its arms
+        for arm, own in arms.items():
+            values = {**settings, **(own or {}), **(changes or {})}
+            if fixed := {"study", "name", "seed"} & set(values):
+                raise ParameterError(f"'{min(fixed)}' is no setting of an arm: the study file's keys study, arms and "
+                                     "seeds give it")
+            values = {k: _number(k, v) for k, v in values.items()}
+            try:
+                experiments.append(Experiment.from_mapping(
+                    {**values, "study": name, "name": arm, "seed": seed}))
+            except ParameterError as error:
+                raise ParameterError(f"arm '{arm}' of '{path.name}': {error}") from None
+    texts = {k: str(content[k]).strip() for k in ("title", "note", "report", "measure") if k in content}
+    return Study(name, experiments, **texts)
+
+
+def _number(name: str, value: object) -> object:
+    """YAML 1.1 reads 1e-4 as a text; where the field is a number, so is the value."""
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(Experiment)}
+    if kinds.get(name) is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: `status` as in result.json, or "failed" with the sentence that says why."""
+
+    run: Run
+    status: str
+    seconds: float = 0.
+    sentence: str = ""
+    result: dict = field(default_factory=dict)
+
+
+def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None]) -> list[Outcome]:
+    """Train what is not finished, `workers` kernels at a time. Raises ParameterError, DataError or RecordError
+    before anything starts.
+    """
+    runs = [open_run(e, workspace) for e in study.experiments]
+    _check_ending(study, runs, workspace)
+    going = [run for run in runs if not run.finished]
+    say(f"{study.name}: {len(runs)} runs, {len(runs) - len(going)} finished before, {len(going)} to train, "
+        f"{workers} at a time")
+    done = [Outcome(run, "finished", result=run.result) for run in runs if run.finished]
+    with contextlib.closing(_outcomes(going, workspace, min(workers, max(1, len(going))))) as outcomes:
+        for outcome in outcomes:
+            done.append(outcome)
+            say(f"[{len(done)}/{len(runs)}] {_line(outcome)}")
+    return done
+
+
+def _check_ending(study: Study, runs: list[Run], workspace: Workspace) -> None:
+    """Raise ParameterError where the closing table or the report could not be made."""
+    if study.report and not (workspace.root / "notebooks" / study.report).is_file():
+        raise ParameterError(f"no report notebook '{study.report}' in notebooks/")
+    splits = [name for name in runs[0].data.splits if name != "train"]
+    measures = ["max_val_macro_f1", "min_train_loss"] + [
+        f"{part}_{split}_{key}{mode}" for part in ("chosen", "last") for split in splits
+        for key in ("macro_f1", "accuracy", "loss") for mode in ("", "_clean")]
+    if study.measure not in measures:
+        raise ParameterError(f"unknown measure '{study.measure}' (choose one of {', '.join(measures)})")
+
+
+def _outcomes(going: list[Run], workspace: Workspace, workers: int) -> Iterator[Outcome]:
+    """Outcomes as they come. The seam for another scheduler: it maps `execute` over the runs.
+
+    Left early, by Ctrl-C or otherwise, it ends when each kernel has written its checkpoint and is gone.
+    """
+    if not going:
+        return
+    started = time.monotonic()
+    context = get_context("spawn")                      # not forked: torch and ZeroMQ don't survive a fork
+    reader, writer = context.Pipe(duplex=False)
+    with writer, ProcessPoolExecutor(workers, context, heed, (reader,)) as pool:
+        try:
+            jobs: dict[Future, Run] = {}
+            for run in going:
+                parameters = dataclasses.asdict(run.experiment)
+                jobs[pool.submit(execute, parameters, workspace.root, run.path / "notebook.ipynb")] = run
+            for job in as_completed(jobs):
+                yield _outcome(jobs[job], job, time.monotonic() - started)
+        except BaseException:
+            writer.close()                              # this tells the workers
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _outcome(run: Run, job: Future, seconds: float) -> Outcome:
+    try:
+        sentence = job.result()
+        run.reload()
+    except BrokenProcessPool:
+        sentence = "the worker process died; start the study again to go on from the last checkpoint"
+    except Exception as error:                          # whatever it is: the other runs go on
+        sentence = " ".join(f"{type(error).__name__}: {error}".split())
+    if run.finished and not sentence:
+        return Outcome(run, "finished", seconds, result=run.result)
+    return Outcome(run, "failed", seconds, sentence or f"the notebook ended and the run is {run.status}")
+
+
+def _line(outcome: Outcome) -> str:
+    e = outcome.run.experiment
+    head = f"{e.label} seed {e.seed}: "
+    if outcome.status != "finished":
+        return head + f"FAILED: {outcome.sentence}"
+    chosen, flips = outcome.result["chosen"], outcome.result["flips"]
+    return head + (f"val macro-F1 {chosen['val_macro_f1']:.3f} at epoch {chosen['epoch']}, "
+                   f"{flips['steps']} steps with a sign flip, {outcome.result['seconds']:.0f} s")
+
+
+def closing_table(study: Study, outcomes: list[Outcome], workspace: Workspace) -> str:
+    """Arms with n, mean, interval and difference to the baseline, as text."""
+    records = read_records(workspace.runs / study.name)
+    ids = {outcome.run.id for outcome in outcomes}
+    runs = records.runs[records.runs["id"].isin(ids)]
+    table = compare_arms(runs, study.measure)
+    lines = [f"{'arm':<18}{'n':>3}  {'macro-F1, mean [95 % interval]':<34}{'difference to baseline':<26}flips a run"]
+    for row in table.itertuples():
+        gap = f"{row.difference:+.3f}" if row.difference else ""
+        flips = runs.loc[runs["name"] == row.arm, "flips_steps"]
+        lines.append(f"{row.arm:<18}{row.score.n:>3}  {f'{row.score:.3f}':<34}{gap:<26}{flips.min()}–{flips.max()}")
+    return "\n".join(lines)
+
+
+def write_report(study: Study, workspace: Workspace) -> Path:
+    """Execute the study's report notebook on its records. Raises RecordError where it fails."""
+    from papermill import PapermillExecutionError
+
+    target = workspace.runs / study.name / Path(study.report).name
+    inside = workspace.runs == workspace.root / "runs"
+    records = Path("runs") / study.name if inside else target.parent
+    try:
+        run_notebook(workspace.root / "notebooks" / study.report, target, {"records": str(records)}, workspace.root)
+    except PapermillExecutionError as error:
+        raise RecordError(f"the report {study.report} failed: {error.ename}: {error.evalue}") from None
+    return target
+
+
+def _shown(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def _changes(pairs: Iterable[str]) -> dict[str, object]:
+    changes = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ParameterError(f"--set takes name=value, not '{pair}'")
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParameterError(f"--set {pair}: '{value}' is no value in YAML") from None
+    return changes
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    try:
+        return [int(s) for s in text.split(",")] if text is not None else None
+    except ValueError:
+        raise ParameterError(f"--seeds takes whole numbers joined by commas, not '{text}'") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fer_lib.batch",
+                                     description="Train a study's runs, each in a notebook of its own.")
+    parser.add_argument("study", type=Path, help="a study file, such as notebooks/studies/quick.yml")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+                        help="kernels at a time (default: as many as cores)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the study's")
+    parser.add_argument("--name", help="folder of the records below runs/, in place of the study's name")
+    parser.add_argument("--seeds", help="in place of the study's, such as 0,1,2")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all arms")
+    args = parser.parse_args(argv)
+    say = lambda text: print(text, flush=True)                                              # noqa: E731
+    workspace = find_workspace()
+    try:
+        changes = _changes(args.set) | ({"device": args.device} if args.device else {})
+        study = read_study(args.study, _seeds(args.seeds), changes, args.name)
+        if args.workers < 1:
+            raise ParameterError(f"--workers is at least 1, not {args.workers}")
+        outcomes = run_study(study, workspace, args.workers, say)
+        failed = [o for o in outcomes if o.status != "finished"]
+        if len(failed) < len(outcomes):
+            say(f"\n{study.title}\n\n{closing_table(study, outcomes, workspace)}\n")
+            if study.note:
+                say(study.note + "\n")
+            if study.report and not failed:
+                say(f"report:              {_shown(write_report(study, workspace))}")
+            say(f"executed notebooks:  {_shown(workspace.runs / study.name)}/*/notebook.ipynb")
+    except (ParameterError, ValueError, RecordError) as error:
+        print(f"batch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("batch: interrupted; finished runs are kept, start the same command again to go on", file=sys.stderr)
+        return 130
+    for outcome in failed:
+        print(f"batch: {outcome.run.path.name} failed: {outcome.sentence}", file=sys.stderr)
+    return 1 if failed else 0
+
