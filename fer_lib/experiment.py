@@ -177,12 +177,15 @@ class Experiment:
         """The experiment of a notebook's parameters cell and of the cell papermill injects; pass `globals()`.
 
         Both cells begin with "# Parameters". Names are read from their text (papermill itself lets a misspelt name
-        pass), values from the namespace.
+        pass), values from the namespace. Where the kernel keeps no history of cells (under nbval), every plain value
+        that the namespace holds by then is a parameter.
         """
         cells = [c for c in namespace.get("In", []) if c.lstrip().startswith("# Parameters")]
-        if not cells:
-            raise ParameterError("no cell beginning with '# Parameters' has run: run the notebook from its top")
         names = {name for cell in cells for name in _assigned_names(cell)}
+        if not any(namespace.get("In", [])):
+            names = {k for k, v in namespace.items() if not k.startswith("_") and isinstance(v, str | int | float)}
+        if not names:
+            raise ParameterError("no cell beginning with '# Parameters' has run: run the notebook from its top")
         return cls.from_mapping({name: namespace[name] for name in names if name in namespace})
 
 

@@ -34,6 +34,23 @@ def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], ro
                 raise
 
 
+_stopping = threading.Event()                           # in a worker: start no other run
+
+
+def heed(batch: Connection) -> None:
+    """In a new worker: Ctrl-C is the batch command's alone; when that stops, or dies, stop this worker's kernel."""
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            batch.recv()                                # nothing is ever sent: it ends with the other side
+        _stopping.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)     # else it tells of each message that was not awaited
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def execute(parameters: dict[str, object], root: Path, target: Path) -> str:
     """Run the training notebook with these parameters in a kernel of its own; the executed notebook goes to `target`.
 
@@ -53,7 +70,7 @@ def _execute(parameters: dict[str, object], root: Path, target: Path) -> str:
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError
 
-    os.environ.update(OMP_NUM_THREADS=str(parameters["threads"]), JUPYTER_PREFER_ENV_PATH="1", FER_LIVE="off")
+    os.environ.update(OMP_NUM_THREADS=str(parameters["threads"]), JUPYTER_PREFER_ENV_PATH="1")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         run_notebook(root / NOTEBOOK, target, parameters, root)
@@ -64,20 +81,3 @@ def _execute(parameters: dict[str, object], root: Path, target: Path) -> str:
     except OSError as error:
         return f"can't write the executed notebook: {error.strerror or error}; make room and start the study again"
     return ""
-
-
-_stopping = threading.Event()                           # in a worker: start no other run
-
-
-def heed(batch: Connection) -> None:
-    """In a new worker: Ctrl-C is the batch command's alone; when that stops, or dies, stop this worker's kernel."""
-    def watch() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            batch.recv()                                # nothing is ever sent: it ends with the other side
-        _stopping.set()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)     # else it tells of each message that was not awaited
-    threading.Thread(target=watch, daemon=True).start()

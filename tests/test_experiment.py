@@ -172,6 +172,13 @@ def test_a_misspelt_parameter_of_the_injected_cell_is_refused():
         Experiment.from_notebook(run_cell(parameters_cell(), "# Parameters\nepoch = 3\n"))
 
 
+def test_a_kernel_that_keeps_no_history_is_as_strict():
+    namespace = run_cell(parameters_cell(changed()))
+    assert Experiment.from_notebook({**namespace, "In": [""], "_dh": ["x"], "exit": object()}) == changed()
+    with pytest.raises(ParameterError, match="did you mean 'epochs'"):
+        Experiment.from_notebook({**namespace, "In": [""], "epoch": 3})
+
+
 def test_a_notebook_without_parameters_is_refused():
     with pytest.raises(ParameterError, match="run the notebook from its top"):
         Experiment.from_notebook({"In": ["x = 1"]})
