@@ -44,7 +44,7 @@ def test_a_notebook_is_small_valid_and_holds_no_widget_and_no_path(path):
     assert len(text) <= 300_000
     assert "widgets" not in notebook.metadata and "widget-view" not in text
     assert "papermill" not in notebook.metadata, "papermill's metadata hold paths and times"
-    for private in (str(ROOT), str(Path.home()), "/home/", "/Users/", "/work/", "/tmp/", "C:\\\\"):
+    for private in (str(ROOT), str(Path.home()), "/home/", "/Users/", "/tmp/", "C:\\\\"):
         assert private not in text
     for cell in notebook.cells:
         assert not cell.attachments if "attachments" in cell else True
