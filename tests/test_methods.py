@@ -516,3 +516,14 @@ def test_changing_a_network_twice_raises(method):
     again = methods.build_method(method, vars(learner.e))
     with pytest.raises(ValueError, match="changed already"):
         again.modify(learner.model, (1, 16, 16))
+
+
+def test_a_modelled_w_below_single_precision_keeps_its_sign():
+    learner = make_learner(method="dynamic", w_gradient="modelled", w_mean="none", w_noise_scale=0.0)
+    for sign in (-1, 1):
+        for w in learner.method.path.w.values():
+            w.data.fill_(sign * 1e-60)                              # 0 in float32
+        learner.method.before_forward(1, 1)
+        for path, unit in zip(learner.method.path.w.values(), learner.method.units.values()):
+            assert (path.detach() * sign == 1e-60).all()
+            assert (unit.w_forward * sign > 0).all() and (unit.w * sign > 0).all()

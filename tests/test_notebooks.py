@@ -148,8 +148,7 @@ def test_papermill_ends_with_a_sentence_where_a_parameter_is_wrong(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, Path]:
     """(executed notebook, run directory) of eight epochs of AutoReLU on drawn faces."""
-    if not (find_workspace().packed / "synthetic-quick" / "manifest.json").exists():
-        pytest.skip("no drawn faces: 'make test' packs them")
+    assert (find_workspace().packed / "synthetic-quick" / "manifest.json").exists(), "'make test' packs the drawn faces"
     folder = tmp_path_factory.mktemp("train")
     process = papermill_command(folder / "out.ipynb", folder / "runs", "-p", "epochs", "8", "-p", "seed", "3")
     shown, _ = process.communicate(timeout=300)

@@ -136,10 +136,13 @@ class Dynamic(Method):
         flat = torch.cat([v.flatten() for v in reinitialise(w, self.mean)])     # a few operations for all sites at once
         flat = keep_last_sign(flat, self.last_sign)
         shared = [part.view_as(v) for part, v in zip(flat.split([v.numel() for v in w]), w)]
-        units = self.units.values()
-        for target in (w, [u.w_forward for u in units], [u.w for u in units] if self.path else []):
-            if target:
-                torch._foreach_copy_(target, shared)
+        torch._foreach_copy_(w, shared)
+        if self.path:                                   # float64 reaches below float32's range: keep the sign
+            tiny = torch.finfo(next(iter(self.units.values())).w.dtype).tiny
+            flat = torch.where(flat.abs() < tiny, tiny * self.last_sign, flat)
+            shared = [part.view_as(v) for part, v in zip(flat.split([v.numel() for v in w]), w)]
+            torch._foreach_copy_([unit.w for unit in self.units.values()], shared)
+        torch._foreach_copy_([unit.w_forward for unit in self.units.values()], shared)
         if self.average_moments:
             self._average_moments()
 
