@@ -3,6 +3,7 @@
 Hong & Jeong, "Dynamic Noise Injection for Facial Expression Recognition In-the-Wild", CVPR Workshops 2023, section 3.
 """
 
+import importlib.util
 import math
 import warnings
 
@@ -14,6 +15,8 @@ GRADIENTS = ("literal", "exact", "modelled")
 # |w| is used within [2^-80, 2^80]: w = 0 gives 0/0, and x w and the terms g x / w of dL/dw must stay in fp32's range
 # (2^-149 to 2^128) with room for x and g. Powers of two, so that at w = 0 neither product nor quotient rounds.
 W_MIN, W_MAX = 2.0**-80, 2.0**80
+FUSED = True  # on CUDA AutoReLU is one kernel each way (fer_lib.fused); False: the plain version everywhere
+TRITON = importlib.util.find_spec("triton") is not None
 
 
 def cliff_relu(x: Tensor, cliff: float) -> Tensor:
@@ -71,12 +74,19 @@ def auto_relu(
     _check_choice("divide_by", divide_by, DIVIDE_BY)
     _check_choice("gradient", gradient, GRADIENTS)
     _check_broadcast("w", w, x)
+    w_gradient = _modelled_gradient(w, noise, noise_scale) if gradient == "modelled" else None
+    if FUSED and x.is_cuda and not TRITON:
+        warnings.warn("Triton is not installed: AutoReLU is unfused and slower on CUDA", UserWarning, stacklevel=2)
+    elif FUSED and x.is_cuda:
+        from fer_lib import fused  # late: without CUDA nothing needs Triton
+
+        if fused.fits(x, w, gradient):
+            return fused.auto_relu(x, w, cliff, divide_by, gradient, w_gradient)
     if gradient == "literal":
         wide = _wide(x)
         w = _bounded(w, wide.dtype)
         divisor = w.abs() if divide_by == "abs" else w
         return (cliff_relu(wide * w, cliff) / divisor).to(x.dtype)
-    w_gradient = None if gradient == "exact" else _modelled_gradient(w, noise, noise_scale)
     return _SignedReLU.apply(x, w, w_gradient, cliff, divide_by)
 
 

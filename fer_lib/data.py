@@ -149,15 +149,16 @@ def stream(seed: int, *purpose: object) -> int:
 class DeviceSplit:
     """A split ready for training: images on the device where they fit, else copied batch by batch.
 
-    Batches come normalised to the train split's mean 0 and standard deviation 1, shape (B, C, S, S).
+    Batches come normalised to the train split's mean 0 and standard deviation 1, shape (B, C, S, S). shared: the
+    images by their split, which runs beside each other have once.
     """
 
-    def __init__(self, split: Split, manifest: dict, e: Experiment, device: torch.device, dtype: torch.dtype):
+    def __init__(self, split: Split, manifest: dict, e: Experiment, device: torch.device, dtype: torch.dtype,
+                 shared: dict[int, Tensor] | None = None):
         self.device, self.size, self.dtype = device, e.image_size, dtype
-        images = torch.from_numpy(np.asarray(split.images)) if device.type == "cpu" else \
-            torch.from_numpy(np.array(split.images))
-        fits = device.type != "cuda" or images.numel() < .5 * torch.cuda.mem_get_info(device)[0]
-        self.images = images.to(device) if fits else images.pin_memory()
+        shared = {} if shared is None else shared
+        self.images = shared[id(split)] if id(split) in shared else _placed(split, device)
+        shared[id(split)] = self.images
         self.labels = torch.from_numpy(split.samples["label"].to_numpy().copy()).to(device)
         self.soft = None
         if "soft" in split.samples:
@@ -169,6 +170,11 @@ class DeviceSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def resident(self) -> bool:
+        """Whether the images are on the device."""
+        return self.images.device.type == self.device.type
+
     def batch(self, index: Tensor | slice) -> Tensor:
         """Normalised images (B, C, S, S) of the rows in `index`."""
         if isinstance(index, Tensor):
@@ -178,6 +184,15 @@ class DeviceSplit:
         if self.size and self.size != x.shape[-1]:
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
         return x
+
+
+def _placed(split: Split, device: torch.device) -> Tensor:
+    """The images on the device, or in pinned host memory where they would take more than half of what is free."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.asarray(split.images))
+    images = torch.from_numpy(np.array(split.images))
+    fits = device.type != "cuda" or images.numel() < .5 * torch.cuda.mem_get_info(device)[0]
+    return images.to(device) if fits else images.pin_memory()
 
 
 def epoch_order(e: Experiment, labels: Tensor, epoch: int) -> Tensor:
@@ -214,15 +229,26 @@ class Augmentation:
         self.shift = draw(2).mul_(2).sub_(1) if "crop" in self.terms else None            # (dx, dy) in -1..1
         self.erase = draw(5) if "erasing" in self.terms else None       # applied?, area, aspect, centre x, centre y
 
-    def apply(self, x: Tensor, step: int) -> Tensor:
-        """x (B, C, H, W), normalised; `step` counts from 0 within the epoch."""
+    def renew(self, other: "Augmentation") -> None:
+        """Take over another epoch's draws, in place: a captured step reads them where they are."""
+        for own, new in ((self.flip, other.flip), (self.shift, other.shift), (self.erase, other.erase)):
+            if own is not None:
+                own.copy_(new)
+
+    def apply(self, x: Tensor, step: int | Tensor) -> Tensor:
+        """x (B, C, H, W), normalised; `step` counts from 0 within the epoch, or is that number in a tensor (1,)."""
         if self.flip is not None:
-            x = torch.where(self.flip[step, :, None, None, None], x.flip(-1), x)
+            x = torch.where(at(self.flip, step)[:, None, None, None], x.flip(-1), x)
         if self.shift is not None:
-            x = shifted(x, (self.shift[step] * round(CROP * x.shape[-1])).round().long())
+            x = shifted(x, (at(self.shift, step) * round(CROP * x.shape[-1])).round().long())
         if self.erase is not None:
-            x = erased(x, self.erase[step])
+            x = erased(x, at(self.erase, step))
         return x
+
+
+def at(rows: Tensor, step: int | Tensor) -> Tensor:
+    """One row. A step in a tensor (1,) is read on the device."""
+    return rows[step].reshape(rows.shape[1:])
 
 
 def shifted(x: Tensor, by: Tensor) -> Tensor:

@@ -4,17 +4,24 @@
         ...                                             # leaving the loop stops training
 
 Nothing waits for the device within a block: losses, w and signs go to buffers there and come back together. Runs have
-a model, an optimiser and random streams each, so a run in company equals the same run alone.
+a model, an optimiser and random streams each, so a run in company equals the same run alone. Where a block is cut
+changes no bit, so a reader can watch and steer (fer_lib.steering) between any two steps.
+
+On CUDA a step is recorded once and replayed (fer_lib.capture), and the runs of one call share the device, a stream
+each. What can change between two steps lies where a replay finds it: the step's number, the epoch's order, augmentation
+and targets, the learning rate, the signs. `Block.eager` says why a run could not be recorded.
 """
 
 import contextlib
 import math
 import os
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,15 +30,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau, StepLR
 
-from fer_lib.data import Augmentation, DeviceSplit, PackedDataset, epoch_order, sampled_labels, stream
+from fer_lib.capture import Lane
+from fer_lib.data import Augmentation, DeviceSplit, PackedDataset, at, epoch_order, sampled_labels, stream
 from fer_lib.experiment import Experiment, ParameterError
 from fer_lib.methods import Method, build_method
 from fer_lib.metrics import Scores, confusion_matrix, scores
-from fer_lib.models import build_model
+from fer_lib.models import Site, build_model, load_weights, sites
+from fer_lib.steering import Command, Event, Steering
+from fer_lib.steplog import W_STATISTICS
 
-BLOCK_STEPS = 32                # steps between two readings of the device's buffers
+BLOCK_STEPS = 32                # steps between two readings of the device's buffers, at most
+REPLAYED_STEPS = 128            # the same where steps are replayed, which take a fraction of the time
+BLOCK_SECONDS = .25             # and seconds, so that slow steps can be watched
 BUFFER_BYTES = 64 * 2 ** 20     # of w and sign logs at most, a block: blocks get shorter where every element has a w
 EVALUATION_BATCH = 512
+RECORDED_BATCHES = 64           # of an evaluation at most: a longer one is not bound by its launches
 
 
 @dataclass(frozen=True)
@@ -48,9 +61,13 @@ class Block:
     """Consecutive steps of one run, `first_step` counting from 1; arrays hold a row a step.
 
     loss (S,); lr (S,); by site (S, sites): w_mean, w_sd, w_min, w_max, w_channel (after the optimiser step, before the
-    re-initialisation; empty without w), turned_negative and turned_positive (share of the site's signs that changed
-    since the forward before). At an epoch's end `evaluations` holds its scores and `train_loss` its mean loss.
-    `state()` and `model()` read the learner at the block's end; they hold until the next block is asked for.
+    re-initialisation; empty without w), negative (share of the site's signs that are - in this forward),
+    turned_negative and turned_positive (share that changed since the forward before). At an epoch's end `evaluations`
+    holds its scores and `train_loss` its mean loss. `events`: what steering did; such a block holds no step. memory:
+    bytes, the device's peak (CPU: the process's). `state()`, `model()` and `network` show the learner at the block's
+    end; they hold until the next block is asked for. eager: why the run's steps are not recorded and replayed; empty
+    where they are, and on a CPU. Runs that are replayed advance together: the first of their blocks holds all of them
+    in `together`, the others none.
     """
 
     run: int
@@ -62,15 +79,21 @@ class Block:
     loss: np.ndarray
     lr: np.ndarray
     w: dict[str, np.ndarray]
+    negative: np.ndarray
     turned_negative: np.ndarray
     turned_positive: np.ndarray
     images: int
     seconds: float
+    memory: int = 0
+    events: list[Event] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     train_loss: float = math.nan
     last: bool = False
+    eager: str = ""
+    together: "list[Block]" = field(default_factory=list, repr=False)
     state: Callable[[], dict] = field(default=dict, repr=False)
     model: Callable[[], dict[str, Tensor]] = field(default=dict, repr=False)
+    network: "Learner | None" = field(default=None, repr=False)
 
     @property
     def last_step(self) -> int:
@@ -78,7 +101,14 @@ class Block:
 
 
 class Stopped(KeyboardInterrupt):
-    """Interrupt or termination, raised between two steps: everything is consistent and was handed out in blocks."""
+    """Interrupt, termination or a reader's stop, raised between two steps: everything was handed out in blocks."""
+
+    def __init__(self) -> None:
+        super().__init__("training was stopped after a whole step: its record and checkpoint are kept, run the same "
+                         "cell or command again to go on")
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -123,14 +153,19 @@ def _model(e: Experiment, data: PackedDataset) -> nn.Module:
 
 
 class Learner:
-    """One run: model, method, optimiser, data and buffers on one device."""
+    """One run: model, method, optimiser, data and buffers on one device.
 
-    def __init__(self, e: Experiment, data: PackedDataset, device: torch.device):
+    capture: record the step where the device can. images: those that runs beside this one have on the device already.
+    """
+
+    def __init__(self, e: Experiment, data: PackedDataset, device: torch.device, steering: Steering | None = None,
+                 capture: bool = True, images: dict[int, Tensor] | None = None):
         check(e, data)
         self.e, self.data, self.device = e, data, device
+        self.steering = steering or Steering()
         self.precision = Precision(e.precision, device)
-        self.train_split, *rest = (DeviceSplit(data.splits[s], data.manifest, e, device, self.precision.dtype)
-                                   for s in data.splits)
+        self.train_split, *rest = (DeviceSplit(data.splits[s], data.manifest, e, device, self.precision.dtype,
+                                               images) for s in data.splits)
         self.held_out = dict(zip([s for s in data.splits if s != "train"], rest))
         with torch.random.fork_rng(devices=[]):         # initial weights: the same for every arm and device
             torch.manual_seed(stream(e.seed, "weights"))
@@ -140,8 +175,8 @@ class Learner:
         if changed == 0 and e.method != "baseline":
             raise ParameterError(f"method '{e.method}' changed no site of the network")
         self.model = model.to(device, self.precision.dtype)
-        self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-        self.model.to(memory_format=self.layout)        # on a CPU a fifth of the step's time
+        self.layout = torch.channels_last               # a fifth of a step's time or more, on a CPU and on CUDA
+        self.model.to(memory_format=self.layout)
         self.optimizer = build_optimizer(e, self.model)
         self.scheduler = build_scheduler(e, self.optimizer)
         self.method.attach(self.optimizer, torch.Generator(device).manual_seed(stream(e.seed, "method")), e.seed)
@@ -151,8 +186,17 @@ class Learner:
         self.epoch_losses: list[float] = []
         self.weight = _class_weights(self.train_split.labels, len(data.classes), self.precision.dtype) \
             if e.balance == "loss" else None
-        self.log = Log(self.method, e.watch_channel, device)
+        self.forced: dict[str, float] = {}              # flips by hand: site -> sign
+        self.lane = Lane(device, "" if capture and self.train_split.resident else
+                         "the images don't fit on the device" if capture else "capture is switched off")
+        self.block_steps = REPLAYED_STEPS if self.lane.captures else BLOCK_STEPS
+        self.log = Log(self.method, self.steerable(), e.watch_channel, device, self.precision.loss_dtype,
+                       self.block_steps)
         self.best = (-math.inf, 0, {})                  # (validation macro-F1, epoch, weights) of the chosen epoch
+        self.position = torch.zeros(1, dtype=torch.long, device=device)         # of the next step in its epoch
+        # read by the fused optimisers from the device, in float32: for fp64 a changed rate records the step anew
+        self.device_lr = [torch.zeros((), device=device) for _ in self.optimizer.param_groups] \
+            if device.type == "cuda" and self.precision.dtype == torch.float32 else []
         self._drawn_epoch = 0
 
     @property
@@ -160,60 +204,160 @@ class Learner:
         """Of the next step, from 1."""
         return self.step // self.steps_per_epoch + 1
 
+    def steerable(self) -> dict[str, Site]:
+        """The sites whose sign is logged and can be flipped by hand: the method's, or each block's first activation."""
+        own = self.method.signs()
+        return {name: site for name, site in sites(self.model, "+".join(own) if own else "act1").items()}
+
     def draw_epoch(self) -> None:
-        """All random choices of the epoch, drawn on the CPU."""
+        """All random choices of the epoch, drawn on the CPU; a captured step finds them in the last epoch's place."""
         if self._drawn_epoch == self.epoch:
             return
         order = epoch_order(self.e, self.train_split.labels.cpu(), self.epoch)
-        self.augmentation = Augmentation(self.e, order, self.epoch, self.device)
-        self.targets = self.train_split.labels[order.to(self.device)]
+        augmentation = Augmentation(self.e, order, self.epoch, self.device)
+        targets = self.train_split.labels[order.to(self.device)]
         if self.e.labels == "sampled":
-            self.targets = sampled_labels(self.e, self.train_split.soft.cpu(), order, self.epoch).to(self.device)
+            targets = sampled_labels(self.e, self.train_split.soft.cpu(), order, self.epoch).to(self.device)
         elif self.e.labels == "soft":
-            self.targets = self.train_split.soft[order.to(self.device)].to(self.precision.dtype)
-        self.order, self._drawn_epoch = order.to(self.train_split.images.device), self.epoch
+            targets = self.train_split.soft[order.to(self.device)].to(self.precision.dtype)
+        order = order.to(self.train_split.images.device)
+        if self._drawn_epoch and self.lane.captures:
+            self.augmentation.renew(augmentation)
+            self.targets.copy_(targets)
+            self.order.copy_(order)
+        else:
+            self.augmentation, self.targets, self.order = augmentation, targets, order
+        self.position.fill_(self.step % self.steps_per_epoch)
+        self._drawn_epoch = self.epoch
 
     def train_step(self) -> Tensor:
-        """One step; the loss stays on the device."""
-        k = self.step % self.steps_per_epoch
-        self.method.before_forward(self.step + 1, self.epoch)
-        x = self.augmentation.apply(self.train_split.batch(self.order[k]), k).contiguous(memory_format=self.layout)
+        """One step, logged; the loss stays on the device, where the next step may overwrite it."""
+        for part in self.method.parts():
+            if part.on_host:
+                part.before_forward(self.step + 1, self.epoch)
+        fixed = (tuple(self.forced), tuple(group["weight_decay"] for group in self.optimizer.param_groups),
+                 tuple(group["lr"] for group in self.optimizer.param_groups if not self.device_lr))
+        loss = self.lane.run("step", self._device_step, fixed, self.method.generators())
+        for part in self.method.parts():
+            if part.on_host:
+                part.after_step(self.step + 1, self.epoch)
+        self.log.add_from_host()
+        self.step += 1
+        return loss
+
+    def _device_step(self) -> Tensor:
+        """What a step does on the device: the part that is recorded."""
+        k = self.position if self.train_split.resident else self.step % self.steps_per_epoch
+        on_device = [part for part in self.method.parts() if not part.on_host]
+        for part in on_device:
+            part.before_forward(self.step + 1, self.epoch)
+        x = self.train_split.batch(at(self.order, k))
+        x = self.augmentation.apply(x, k).contiguous(memory_format=self.layout)
         with self.precision.autocast():
             logits = self.model(x)
-        loss = F.cross_entropy(logits.to(self.precision.loss_dtype), self.targets[k], self.weight,
+        loss = F.cross_entropy(logits.to(self.precision.loss_dtype), at(self.targets, k), self.weight,
                                label_smoothing=self.e.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
-        self.method.after_step(self.step + 1, self.epoch)
-        self.step += 1
+        with self._device_settings():
+            self.optimizer.step()
+        for part in on_device:
+            part.after_step(self.step + 1, self.epoch)
+        self.log.add(loss.detach())
+        self.position.add_(1)
         return loss.detach()
 
+    @contextlib.contextmanager
+    def _device_settings(self) -> Iterator[None]:
+        """Within, the optimiser takes the learning rate from the device, and knows whether it is being recorded."""
+        groups = self.optimizer.param_groups
+        kept = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in groups]
+        for group, lr in zip(groups, self.device_lr):
+            group["lr"] = lr
+        if self.lane.captures and torch.cuda.is_current_stream_capturing():
+            for group in groups:
+                group |= {"capturable": True} if "capturable" in group else {}
+        try:
+            yield
+        finally:
+            for group, own in zip(groups, kept):
+                group |= own
+
     def block(self, run: int, stopping: Callable[[], bool]) -> Block:
-        """Up to BLOCK_STEPS steps of one epoch, with the evaluation where the epoch ends."""
-        started, first, epoch = time.perf_counter(), self.step + 1, self.epoch
-        self.draw_epoch()
-        self.model.train()
-        self.precision.apply()
-        steps = min(BLOCK_STEPS, self.log.capacity, self.steps_per_epoch - self.step % self.steps_per_epoch)
-        lr, losses = self.optimizer.param_groups[0]["lr"], []
-        for _ in range(steps):
-            losses.append(self.train_step())
-            self.log.add()
-            if stopping():
-                break
-        loss = torch.stack(losses).double().cpu().numpy()
-        w, negative, positive = self.log.read()
-        self.epoch_losses += loss.tolist()
-        evaluations, train_loss = [], math.nan
-        if self.step % self.steps_per_epoch == 0:
-            train_loss, self.epoch_losses = float(np.mean(self.epoch_losses)), []
-            evaluations = self.evaluate()
-            self._end_epoch(evaluations, epoch)
-        return Block(run, self.e, first, epoch, self.steps_per_epoch, self.log.sites, loss,
-                     np.full(len(loss), lr), w, negative, positive, len(loss) * self.e.batch_size,
-                     time.perf_counter() - started, evaluations, train_loss, self.step >= self.total_steps,
-                     self.state, self.weights)
+        """The run's next block, by itself."""
+        return blocks_together([(run, self)], stopping)[0]
+
+    def begin(self) -> int:
+        """Do what steering asks for; the number of steps that the block takes at most: none where it did, or paused."""
+        self._started, self._first, self._epoch = time.perf_counter(), self.step + 1, self.epoch
+        self.lane.follow()
+        with self.lane.entered():
+            self.events = [event for command in self.steering.take() for event in self.obey(command)]
+            if self.steering.paused or self.events:     # events are told at once
+                return 0
+            self.draw_epoch()
+            self.model.train()
+            for lr, group in zip(self.device_lr, self.optimizer.param_groups):
+                lr.fill_(group["lr"])
+        return min(self.block_steps, self.log.capacity, self.steps_per_epoch - self.step % self.steps_per_epoch)
+
+    def advance(self) -> None:
+        """One step within a block."""
+        with self.lane.entered():
+            self.precision.apply()
+            self.train_step()
+
+    def finish(self, run: int, memory: int) -> Block:
+        """The block of the steps since `begin`, with the evaluation where they end an epoch. memory: the peak so far.
+        """
+        with self.lane.entered():
+            steps, lr = self.step + 1 - self._first, self.optimizer.param_groups[0]["lr"]
+            loss, w, negative, turned_negative, turned_positive = self.log.read(steps, self.forced)
+            self.epoch_losses += loss.tolist()
+            evaluations, train_loss = [], math.nan
+            if steps and self.step % self.steps_per_epoch == 0:
+                train_loss, self.epoch_losses = float(np.mean(self.epoch_losses)), []
+                self.precision.apply()
+                evaluations = self.evaluate()
+                self._end_epoch(evaluations, self._epoch)
+        self.lane.wait()
+        return Block(run, self.e, self._first, self._epoch, self.steps_per_epoch, self.log.sites, loss,
+                     np.full(steps, lr), w, negative, turned_negative, turned_positive,
+                     steps * self.e.batch_size, time.perf_counter() - self._started, memory, self.events,
+                     evaluations, train_loss, self.step >= self.total_steps, self.lane.eager, [],
+                     self.state, self.weights, self)
+
+    def obey(self, command: Command) -> list[Event]:
+        """Act on a command between two steps. A site or channel that the network hasn't is answered by no event."""
+        event = Event(self.step, self.step // self.steps_per_epoch + (self.step % self.steps_per_epoch > 0),
+                      command.kind, command.site, command.value, command.id)
+        following = replace(event, step=self.step + 1, epoch=self.epoch)
+        match command.kind:
+            case "pause" | "resume":
+                self.steering.paused = command.kind == "pause"
+            case "flip":
+                chosen = self.steerable() if command.site == "all" else sites(self.model)
+                if command.site not in ("all", *chosen):
+                    return []
+                for name in chosen if command.site == "all" else [command.site]:
+                    self.forced[name] = -self.forced.get(name, 1.)
+                    chosen[name].force(self.forced[name], self.device)
+                return [following]
+            case "lr":
+                for group in self.optimizer.param_groups:
+                    group["lr"] = command.value
+                return [following]
+            case "weight_decay":                        # with decay "matrices" the second group stays without
+                self.optimizer.param_groups[0]["weight_decay"] = command.value
+                return [following]
+            case "watch_channel":
+                self.log.channel = int(command.value)
+                return [following]
+            case "evaluate":
+                self.precision.apply()
+                return [replace(event, site=f"{v.split} {v.mode}", value=v.scores.macro_f1)
+                        for v in self.evaluate(["val"])]
+        return [event]
 
     def _end_epoch(self, evaluations: list[Evaluation], epoch: int) -> None:
         chosen = next(v.scores for v in evaluations if v.split == "val" and v.mode == "trained")
@@ -225,20 +369,42 @@ class Learner:
             self.scheduler.step()
 
     @torch.no_grad()
-    def evaluate(self) -> list[Evaluation]:
-        """Scores of val and test as trained and clean; where both are the same network it is evaluated once."""
+    def evaluate(self, splits: Sequence[str] = ("val", "test")) -> list[Evaluation]:
+        """Scores of the splits as trained and clean; where both are the same network it is evaluated once."""
+        held_out = {name: split for name, split in self.held_out.items() if name in splits}
         self.model.eval()
         with self.method.as_trained() as special:
-            trained = {name: self._pass(split) for name, split in self.held_out.items()}
-        with self.method.clean() as differs:
+            trained = {name: self._pass(split) for name, split in held_out.items()}
+        with self.method.clean() as differs, self._unforced() as forced:
             clean = trained
-            if differs or special:
-                clean = {name: self._pass(split) for name, split in self.held_out.items()}
+            if differs or special or forced:
+                clean = {name: self._pass(split) for name, split in held_out.items()}
         self.model.train()
         return [Evaluation(name, mode, s) for mode, found in (("trained", trained), ("clean", clean))
                 for name, s in found.items()]
 
+    @contextlib.contextmanager
+    def _unforced(self) -> Iterator[bool]:
+        """Within, flips by hand are undone. Yields whether there are any."""
+        chosen = {name: site for name, site in sites(self.model).items() if site.forced is not None}
+        for site in chosen.values():
+            site.force(1., self.device)
+        try:
+            yield any(sign < 0 for sign in self.forced.values())
+        finally:
+            for name, site in chosen.items():
+                site.force(self.forced.get(name, 1.), self.device)
+
     def _pass(self, split: DeviceSplit) -> Scores:
+        name = next(name for name, own in self.held_out.items() if own is split)
+        if split.resident and len(split) <= RECORDED_BATCHES * EVALUATION_BATCH:
+            confusion, total = self.lane.run(f"evaluate {name}", lambda: self._count(split), tuple(self.forced))
+        else:
+            confusion, total = self._count(split)
+        return scores(confusion.cpu().numpy(), float(total) / len(split))
+
+    def _count(self, split: DeviceSplit) -> tuple[Tensor, Tensor]:
+        """(confusion matrix, sum of the losses) of a split, on the device."""
         classes = len(self.data.classes)
         confusion = torch.zeros(classes, classes, dtype=torch.long, device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -250,7 +416,7 @@ class Learner:
             label = split.labels[rows]
             total += F.cross_entropy(logits, label, reduction="sum")
             confusion += confusion_matrix(logits.argmax(1), label, classes)
-        return scores(confusion.cpu().numpy(), float(total) / len(split))
+        return confusion, total
 
     def weights(self) -> dict[str, Tensor]:
         return self.model.state_dict()
@@ -259,68 +425,120 @@ class Learner:
         """Everything that the steps still to come depend on."""
         return {"step": self.step, "epoch_losses": self.epoch_losses, "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-                "method": self.method.state(), "signs": self.log.previous,
+                "method": self.method.state(), "signs": self.log.previous, "forced": self.forced,
                 "best": {"macro_f1": self.best[0], "epoch": self.best[1], "weights": self.best[2]}}
 
     def load_state(self, state: dict) -> None:
         """Take up where `state()` was read, to the same bits."""
         self.step, self.epoch_losses = state["step"], list(state["epoch_losses"])
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"])
+        self.forced = dict(state["forced"])
         self.optimizer.load_state_dict(state["optimizer"])
         for p, moments in self.optimizer.state.items():         # fused kernels want the parameter's own memory layout
             moments |= {k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape}
         self.scheduler.load_state_dict(state["scheduler"])
         self.method.load_state(state["method"])
-        self.log.previous = state["signs"].to(self.device)
+        self.log.previous = state["signs"].cpu()
         best = state["best"]
         self.best = (best["macro_f1"], best["epoch"], {k: v.to(self.device) for k, v in best["weights"].items()})
+        self.lane.graphs.clear()                        # they read what was replaced
+        self._drawn_epoch = 0
+
+
+def blocks_together(learners: Sequence[tuple[int, Learner]], stopping: Callable[[], bool]) -> list[Block]:
+    """A block of each run, by its number: a step of each in turn, until one of them has to come to a boundary.
+
+    Where steering did something, only the blocks that tell of it, and no run takes a step.
+    """
+    started = time.perf_counter()
+    left = [[learner, learner.begin()] for _, learner in learners]
+    told = [(run, learner) for run, learner in learners if learner.events]
+    while not told and any(steps for _, steps in left):
+        for one in left:
+            if one[1]:
+                one[0].advance()
+                one[1] -= 1
+        if stopping() or any(learner.steering.waiting for _, learner in learners) \
+                or time.perf_counter() - started >= BLOCK_SECONDS:
+            break
+    memory = peak_memory(learners[0][1].device) if learners else 0
+    return [learner.finish(run, memory) for run, learner in told or learners]
 
 
 class Log:
-    """Device-side buffers of w and signs: one row a step, read back together."""
+    """Device-side buffers of loss, w and signs: one row a step, read back together.
 
-    def __init__(self, method: Method, channel: int, device: torch.device):
+    chosen: the sites whose sign is logged. Where the method steers no sign, they are all + but for flips by hand.
+    rows: the steps between two readings, at most.
+    """
+
+    def __init__(self, method: Method, chosen: dict[str, Site], channel: int, device: torch.device,
+                 dtype: torch.dtype, rows: int):
         self.method, self.channel = method, channel
         signs, weights = method.signs(), method.weights()
-        self.sites = list(signs)
+        self.sites = list(signs or chosen)
         self.sign_sizes, self.w_sizes = [s.numel() for s in signs.values()], [w.numel() for w in weights.values()]
         self.capacity = max(1, BUFFER_BYTES // (4 * max(1, sum(self.sign_sizes) + sum(self.w_sizes))))
-        self.previous = torch.ones(sum(self.sign_sizes), dtype=torch.bool, device=device)     # before step 1: all +
-        self.positive: list[Tensor] = []
-        self.w: list[Tensor] = []
+        elements = sum(self.sign_sizes) or len(self.sites)
+        self.previous = torch.ones(elements, dtype=torch.bool)                      # before step 1: all +
+        self.rows = min(rows, self.capacity)
+        self.row = torch.zeros(1, dtype=torch.long, device=device)                  # the next one
+        self.loss = torch.zeros(self.rows, dtype=dtype, device=device)
+        self.positive = torch.zeros(self.rows, sum(self.sign_sizes), dtype=torch.bool, device=device)
+        self.host_w = any(part.on_host and part.weights() for part in method.parts())   # w is on the CPU, and stepped
+        kept = 0 if self.host_w else sum(self.w_sizes)                                  # there after the device's part
+        self.w = torch.zeros(self.rows, kept, dtype=dtype, device=device)
+        self.from_host: list[Tensor] = []
 
-    def add(self) -> None:
-        """Copy what the method has now; call after each step."""
-        if self.sites:
+    def add(self, loss: Tensor) -> None:
+        """Write a row of what is on the device; the last thing of a step."""
+        self.loss.index_copy_(0, self.row, loss[None])
+        if self.sign_sizes:
             signs = torch.cat([s.detach().reshape(-1) for s in self.method.signs().values()])
-            self.positive.append((signs >= 0).to(self.previous.device))
-        if self.w_sizes:
-            self.w.append(torch.cat([w.reshape(-1) for w in self.method.weights().values()]))
+            self.positive.index_copy_(0, self.row, (signs >= 0)[None])
+        if self.w.shape[1]:
+            w = torch.cat([w.reshape(-1) for w in self.method.weights().values()])
+            self.w.index_copy_(0, self.row, w[None])
+        self.row.add_(1).remainder_(self.rows)
 
-    def read(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """(w statistics by name, turned negative, turned positive), each (steps, sites); the buffers are empty then."""
-        return self._read_w(), *self._read_signs()
+    def add_from_host(self) -> None:
+        """Copy w where it is on the CPU; after a step."""
+        if self.host_w:
+            self.from_host.append(torch.cat([w.reshape(-1) for w in self.method.weights().values()]))
 
-    def _read_signs(self) -> tuple[np.ndarray, np.ndarray]:
-        if not self.sites:
-            return np.zeros((0, 0)), np.zeros((0, 0))
-        now = torch.stack(self.positive)
-        before = torch.cat([self.previous[None], now[:-1]])
-        share = lambda changed: torch.stack(                                                # noqa: E731
-            [part.float().mean(1) for part in changed.split(self.sign_sizes, 1)], 1).cpu().numpy()
-        self.previous, self.positive = now[-1].clone(), []
-        return share(before & ~now), share(~before & now)
+    def read(self, steps: int, forced: dict[str, float]) -> tuple:
+        """(loss (steps,); w statistics by name; negative, turned negative, turned positive: (steps, sites) each).
 
-    def _read_w(self) -> dict[str, np.ndarray]:
+        Empty afterwards. forced: the flips by hand, which held for all these steps.
+        """
+        self.row.zero_()
+        loss = self.loss[:steps].cpu().numpy().astype(float)
+        return loss, self._read_w(steps), *self._read_signs(steps, forced)
+
+    def _read_signs(self, steps: int, forced: dict[str, float]) -> list[np.ndarray]:
+        if not steps:
+            return [np.zeros((0, len(self.sites)))] * 3
+        sizes = self.sign_sizes or [1] * len(self.sites)
+        by_hand = np.repeat([forced.get(s, 1.) < 0 for s in self.sites], sizes)
+        now = self.positive[:steps].cpu().numpy() ^ by_hand if self.sign_sizes else np.tile(~by_hand, (steps, 1))
+        before = np.concatenate([self.previous.numpy()[None], now[:-1]])
+        self.previous = torch.from_numpy(now[-1].copy())
+        first = np.cumsum([0, *sizes[:-1]])             # of each site's elements
+        return [np.add.reduceat(change, first, axis=1, dtype=np.float32) / np.float32(sizes)
+                for change in (~now, before & ~now, ~before & now)]
+
+    def _read_w(self, steps: int) -> dict[str, np.ndarray]:
         if not self.w_sizes:
             return {}
-        flat = torch.stack(self.w).double().cpu().numpy()
-        self.w = []
+        if not steps:
+            return {name: np.zeros((0, len(self.w_sizes))) for name in W_STATISTICS}
+        flat = (torch.stack(self.from_host[-steps:]) if self.host_w else self.w[:steps]).double().cpu().numpy()
+        self.from_host = []
         # numpy reduces each row by itself, whatever the number of rows: the same bits wherever a block was cut
         parts = [np.ascontiguousarray(p) for p in np.split(flat, np.cumsum(self.w_sizes)[:-1], axis=1)]
-        statistics = {"mean": lambda p: p.mean(1), "sd": lambda p: p.std(1), "min": lambda p: p.min(1),
-                      "max": lambda p: p.max(1), "channel": lambda p: p[:, min(self.channel, p.shape[1] - 1)]}
-        return {name: np.stack([of(p) for p in parts], 1) for name, of in statistics.items()}
+        statistics = (lambda p: p.mean(1), lambda p: p.std(1), lambda p: p.min(1), lambda p: p.max(1),
+                      lambda p: p[:, min(self.channel, p.shape[1] - 1)])
+        return {name: np.stack([of(p) for p in parts], 1) for name, of in zip(W_STATISTICS, statistics, strict=True)}
 
 
 class Precision:
@@ -379,28 +597,52 @@ def _class_weights(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return torch.where(counts > 0, len(labels) / (counts.clamp_min(1) * (counts > 0).sum()), 0)
 
 
-def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device,
-          states: Sequence[dict | None] | None = None) -> Iterator[Block]:
-    """Train the experiments together, in turn, a block at a time; `states` (from Block.state) takes them up again.
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of the tensors on a CUDA device, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-    Ctrl-C and SIGTERM end the block at the next step; it is handed out, then Stopped is raised. Leaving the loop is a
-    clean stop as well. Device settings are restored at the end. Raises ParameterError for settings that can't run.
+
+def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device,
+          states: Sequence[dict | None] | None = None, steering: Sequence[Steering] | None = None,
+          capture: bool = True) -> Iterator[Block]:
+    """Train the experiments together, a block at a time; `states` (from Block.state) takes them up again.
+
+    They take turns, or advance side by side where their steps are captured (CUDA; with `capture`).
+    Ctrl-C, SIGTERM and a "stop" of `steering` end the block at the next step; it is handed out, then Stopped is raised.
+    Leaving the loop is a clean stop as well. Device settings are restored at the end. Raises ParameterError for
+    settings that can't run.
     """
     states = states or [None] * len(runs)
+    steering = steering or [Steering() for _ in runs]
     with _settings(runs, device), _deferred_signals() as stopping:
-        learners = []
-        for (e, data), state in zip(runs, states, strict=True):
-            learners.append(Learner(e, data, device))
+        learners, images = [], {}
+        for (e, data), state, own in zip(runs, states, steering, strict=True):
+            learners.append(Learner(e, data, device, own, capture, images))
             if state:
                 learners[-1].load_state(state)
         going = [k for k, learner in enumerate(learners) if learner.step < learner.total_steps]
         while going:
-            for k in list(going):
-                yield learners[k].block(k, stopping)
+            for team in _teams(going, learners):
+                ready = [k for k in team if not steering[k].paused or steering[k].waiting]
+                if not ready and all(steering[k].paused for k in going):
+                    steering[team[0]].wait(.1)
+                blocks = blocks_together([(k, learners[k]) for k in ready], stopping)
+                for block in blocks[:1]:
+                    block.together.extend(blocks)
+                yield from blocks
+                if any(event.kind == "stop" for block in blocks for event in block.events):
+                    raise Stopped
+                going = [k for k in going if learners[k].step < learners[k].total_steps]
                 if stopping():
                     raise Stopped
-                if learners[k].step >= learners[k].total_steps:
-                    going.remove(k)
+
+
+def _teams(going: list[int], learners: list[Learner]) -> list[list[int]]:
+    """The runs that advance side by side, then each of the others by itself."""
+    captured = [k for k in going if learners[k].lane.captures]
+    return [*([captured] if captured else []), *([k] for k in going if k not in captured)]
 
 
 @contextlib.contextmanager

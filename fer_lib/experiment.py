@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 from fer_lib import methods
 
-SEMANTICS = 1           # raised by hand when a change of code alters numbers: older records are then other experiments
+# Raised by hand when a change of code alters numbers: older records are then other experiments.
+# 2: on CUDA steps are recorded, in channels_last, and AutoReLU is fused, which all rounds differently.
+SEMANTICS = 2
 
 
 class ParameterError(ValueError):
@@ -46,6 +48,9 @@ class Experiment:
     threads: int = _setting(1, "CPU threads; another number rounds differently", low=1, high=1024, part="place")
     deterministic: bool = _setting(False, "on CUDA: only deterministic kernels (slower)", part="place")
     checkpoint_seconds: float = _setting(60., "seconds between checkpoints", low=0., part="place")
+    live: str = _setting("auto", "live view: auto (where somebody looks), on or off", ("auto", "on", "off"),
+                         part="place")
+    refresh_seconds: float = _setting(.5, "seconds between updates of the live view", low=.05, high=60., part="place")
     watch_channel: int = _setting(0, "the channel whose own w is recorded at each step", low=0, part="place")
 
     method: str = _setting("baseline", f"{', '.join(methods.METHODS)}, or several joined by +", part="method")

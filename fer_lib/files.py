@@ -3,7 +3,8 @@
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -24,17 +25,25 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong within, on the disk, is raised as a RecordError of one sentence that names `path`."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         reason = "the disk is full" if _is_full(error) else getattr(error, "strerror", None) or str(error)
         raise RecordError(f"can't write '{path.parent.name}/{path.name}': {reason}; what was recorded before is kept: "
                           "make room or set FER_RUNS to another folder, then start the same command again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_full(error: Exception) -> bool:

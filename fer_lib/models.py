@@ -5,6 +5,7 @@ puts a learnable activation there would share its weight between two places. Her
 
 A site holds three slots, run in order: `before` (between batch normalisation and the activation), `act`, `after`.
 Methods fill slots; an unfilled slot costs nothing and adds no parameter, so torchvision's weights load strictly.
+A fourth, `forced`, is the reader's own: a sign flip by hand while the network trains.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from fer_lib.activations import SignFlip
 
 LAYERS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet34": (BasicBlock, [3, 4, 6, 3]),
           "resnet50": (Bottleneck, [3, 4, 6, 3])}
@@ -21,7 +24,7 @@ LINEAR = ("pre_add", "shortcut", "head")                # kinds of site where a 
 
 
 class Site(nn.Module):
-    """A named place in the network, of `channels` channels: before -> act -> after.
+    """A named place in the network, of `channels` channels: forced -> before -> act -> after.
 
     kind: "stem", "act1", "act2", "act3" (a ReLU), or "pre_add" (the last BN's output before the residual addition),
     "shortcut" (the BN on the downsampled shortcut), "head" (pooled features before the classifier): no ReLU there.
@@ -30,12 +33,13 @@ class Site(nn.Module):
     def __init__(self, kind: str, channels: int):
         super().__init__()
         self.kind, self.channels, self.name = kind, channels, ""
+        self.forced: SignFlip | None = None
         self.before: nn.Module | None = None
         self.act: nn.Module | None = nn.ReLU(inplace=True) if kind in ACTIVATIONS else None
         self.after: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        for module in (self.before, self.act, self.after):
+        for module in (self.forced, self.before, self.act, self.after):
             if module is not None:
                 x = module(x)
         return x
@@ -53,6 +57,12 @@ class Site(nn.Module):
         if slot != "act" and present is not None:
             module = nn.Sequential(present, module)
         setattr(self, slot, module)
+
+    def force(self, sign: float, device: torch.device) -> None:
+        """Multiply the feature by `sign` (+1 or -1) before all else, whatever the method does there."""
+        if self.forced is None:
+            self.forced = SignFlip().to(device)
+        self.forced.sign.fill_(sign)
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, channels={self.channels}"
@@ -189,6 +199,15 @@ def _select(everything: dict[str, Site], term: str) -> list[str]:
         raise ValueError(f"unknown site '{term}': this network has {', '.join(kinds)}, {', '.join(stages)}, all, "
                          f"and single names such as {next(n for n in everything if '.' in n)}")
     return found
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load a state_dict strictly, with the flips that were forced by hand. Raises RuntimeError where it doesn't fit."""
+    device = next(model.parameters()).device
+    for key in weights:
+        if key.endswith(".forced.sign"):
+            model.get_submodule(key.removesuffix(".forced.sign")).force(1., device)
+    model.load_state_dict(weights)
 
 
 def site_shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:

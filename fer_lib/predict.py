@@ -17,7 +17,7 @@ from fer_lib.checkpoint import read_weights
 from fer_lib.experiment import Experiment
 from fer_lib.files import RecordError
 from fer_lib.methods import build_method
-from fer_lib.models import build_model
+from fer_lib.models import build_model, load_weights
 
 
 def load_trained(run: Path) -> tuple[nn.Module, dict]:
@@ -35,8 +35,8 @@ def load_trained(run: Path) -> tuple[nn.Module, dict]:
     model = build_model(e.backbone, len(head["classes"]), head["image"][0], e.stem, e.width, e.share_activations)
     build_method(e.method, vars(e)).modify(model, input_shape(head))
     try:
-        model.load_state_dict(read_weights(run / "model.safetensors"))
-    except RuntimeError as error:
+        load_weights(model, read_weights(run / "model.safetensors"))
+    except (RuntimeError, AttributeError) as error:
         raise RecordError(f"the weights in '{run}' don't fit its experiment.json ({str(error).splitlines()[0]})") \
             from None
     return model.float().eval(), head

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from fer_lib.engine import Block
+from fer_lib.methods import steers_signs
 
 
 def follow(blocks: Iterable[Block], say: Callable[[str], None], seconds: float = 5.) -> Iterator[Block]:
@@ -18,12 +19,17 @@ def follow(blocks: Iterable[Block], say: Callable[[str], None], seconds: float =
     said = -math.inf
     started = time.monotonic()
     for block in blocks:
-        facts = seen.setdefault(block.run, {"f1": math.nan, "flips": 0, "images": 0, "from": block.first_step})
+        facts = seen.setdefault(block.run, {"f1": math.nan, "flips": 0, "images": 0, "from": block.first_step,
+                                             "loss": math.nan, "eager": ""})
+        if block.eager and not facts["eager"]:
+            facts["eager"] = block.eager
+            say(f"steps are not recorded as a CUDA graph, and so slower: {block.eager}")
         facts["flips"] += int(np.any(block.turned_negative + block.turned_positive > 0, axis=1).sum())
         facts["images"] += block.images
         for v in block.evaluations:
             if (v.split, v.mode) == ("val", "trained"):
                 facts["f1"] = v.scores.macro_f1
+        facts["loss"] = float(np.mean(block.loss)) if len(block.loss) else facts["loss"]
         if block.last or time.monotonic() - said >= seconds:
             said = time.monotonic()
             say(line(block, facts, said - started, len(seen)))
@@ -34,11 +40,12 @@ def line(block: Block, facts: dict, elapsed: float, runs: int) -> str:
     """`step 96/300 · epoch 4/12 · loss 1.43 · val F1 0.31 · 5 flips · 1,200 images/s · 6 s left`"""
     total = block.steps_per_epoch * block.experiment.epochs
     done = block.last_step - facts["from"] + 1
+    flips = facts["flips"] or steers_signs(block.experiment.method)
     parts = [f"step {block.last_step}/{total}", f"epoch {block.epoch}/{block.experiment.epochs}",
-             f"loss {np.mean(block.loss):.3f}",
+             f"loss {facts['loss']:.3f}",
              "" if math.isnan(facts["f1"]) else f"val macro-F1 {facts['f1']:.3f}",
-             f"{facts['flips']} steps with a flip" if block.sites else "", f"{facts['images'] / elapsed:,.0f} images/s",
-             f"{elapsed * (total - block.last_step) / done:.0f} s left" if total > block.last_step
+             f"{facts['flips']} steps with a flip" if flips else "", f"{facts['images'] / elapsed:,.0f} images/s",
+             f"{elapsed * (total - block.last_step) / max(done, 1):.0f} s left" if total > block.last_step
              else f"{elapsed:.0f} s"]
     name = [f"{block.experiment.label} seed {block.experiment.seed}"] if runs > 1 else []
     return " · ".join([*name, *filter(None, parts)])

@@ -8,7 +8,7 @@ Nothing here imports torch: a laptop rebuilds every figure from records.
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,17 @@ ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_fl
 
 @dataclass(frozen=True)
 class Records:
-    """Many runs as tables. Each has the columns study, name, method, seed and id; `runs` has one row a finished run."""
+    """Many runs as tables. Each has the columns study, name, method, seed and id; `runs` has one row a finished run.
+
+    Left out, by directory: `unfinished` runs, and those `steered` by a reader's hand.
+    """
 
     runs: pd.DataFrame
     epochs: pd.DataFrame
     flips: pd.DataFrame
     history: pd.DataFrame
     unfinished: list[str]
+    steered: list[str] = field(default_factory=list)
 
 
 TABLES = ("epochs", "flips", "history")
@@ -43,9 +47,12 @@ def read_records(folder: Path) -> Records:
     results = sorted(folder.rglob("result.json"))
     if not results:
         raise RecordError(f"no records in '{folder.name}': run a study first, for example 'make study'")
-    rows, tables, unfinished = [], {name: [] for name in TABLES}, []
+    rows, tables, unfinished, steered = [], {name: [] for name in TABLES}, [], []
     for path in results:
         result = json.loads(path.read_text())
+        if result["steered"]:
+            steered.append(path.parent.name)
+            continue
         if result["status"] != "finished":
             unfinished.append(f"{path.parent.name}: {result['status']}")
             continue
@@ -54,11 +61,11 @@ def read_records(folder: Path) -> Records:
             table = pd.read_parquet(path.parent / f"{name}.parquet")
             tables[name].append(table.assign(**{k: rows[-1][k] for k in ("study", "name", "method", "seed", "id")}))
     joined = {name: pd.concat(t, ignore_index=True) if t else pd.DataFrame() for name, t in tables.items()}
-    rows.sort(key=lambda row: (_rank(row["method"]), row["study"], row["name"], row["seed"]))
-    return Records(pd.DataFrame(rows), unfinished=unfinished, **joined)
+    rows.sort(key=lambda row: (rank(row["method"]), row["study"], row["name"], row["seed"]))
+    return Records(pd.DataFrame(rows), unfinished=unfinished, steered=steered, **joined)
 
 
-def _rank(method: str) -> tuple:
+def rank(method: str) -> tuple:
     """Tables show single methods in ORDER, then combinations."""
     parts = method.split("+")
     return len(parts), [ORDER.index(p) for p in parts]

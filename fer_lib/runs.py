@@ -6,11 +6,13 @@
         history.parquet       a row a step: loss, lr and by site w's mean, sd, min, max and one channel
         epochs.parquet        a row an epoch, split and mode: loss, macro-F1, accuracy, F1 by class, confusion matrix
         flips.parquet         a row a change of sign: step and epoch of the first forward with it, site, sign, share
+        events.parquet        a row for each thing that a reader did while it trained, where there was any
         model.safetensors     the weights of the chosen epoch (best macro-F1 on val, as trained)
         result.json           status and numbers, written last
-    and while it is unfinished checkpoint.safetensors and history/ (parts of the history).
+    and while it is unfinished checkpoint.safetensors, log/ (fer_lib.steplog) and requests/ (fer_lib.steering).
 
-A finished run is never trained again; an unfinished one goes on from its checkpoint to the same bits.
+A finished run is never trained again; an unfinished one goes on from its checkpoint to the same bits. A run whose
+numbers a reader changed by hand (flips, lr, weight decay) moves to `...-steered`: it is not the experiment any more.
 """
 
 import json
@@ -19,11 +21,14 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from fer_lib import engine
@@ -31,11 +36,13 @@ from fer_lib.checkpoint import read_state, write_state, write_weights
 from fer_lib.data import PackedDataset, open_packed
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
-from fer_lib.files import RecordError, write_json, write_table
+from fer_lib.files import RecordError, write_atomically, write_json, write_table, writing
+from fer_lib.steering import CHANGES, REQUESTS, Steering
+from fer_lib.steplog import FLIP_COLUMNS, LogReader, StepLog, block_rows, flip_table, history_table, read_lines
 from fer_lib.workspace import Workspace
 
 RECORD_FORMAT = 1
-FLIP_COLUMNS = ["step", "epoch", "site", "sign", "share"]
+EVENT_COLUMNS = ["step", "epoch", "kind", "site", "value"]
 
 
 class Diverged(RuntimeError):
@@ -46,13 +53,30 @@ class Diverged(RuntimeError):
 
 
 class Run:
-    """One experiment on one data set, and its directory. Makes nothing on disk before the first block."""
+    """One experiment on one data set, and its directory. Makes nothing on disk before the first block.
 
-    def __init__(self, e: Experiment, data: PackedDataset, folder: Path):
+    `steering` takes commands while it trains. path: where it isn't the experiment's own place, as for a steered run.
+    """
+
+    def __init__(self, e: Experiment, data: PackedDataset, folder: Path, path: Path | None = None):
         self.experiment, self.data = e, data
         self.id = e.id(data.hash)
-        self.path = folder / e.study / f"{e.label}-{self.id}-seed{e.seed}"
+        self.path = path or folder / e.study / f"{e.label}-{self.id}-seed{e.seed}"
         self.result = self._read_result()
+        self.steering = Steering(self.path)
+
+    @property
+    def steered(self) -> bool:
+        """Whether a reader's hand changed its numbers."""
+        return self.result.get("steered", False)
+
+    def move_aside(self) -> None:
+        """From now on the record of a steered run: the experiment's own place is free for an unsteered one."""
+        names = (f"{self.path.name}-steered{k or ''}" for k in (0, *range(2, 10_000)))
+        target = next(p for p in map(self.path.with_name, names) if not p.exists())
+        with writing(target):
+            self.path.rename(target)
+        self.path = self.steering.folder = target
 
     def _read_result(self) -> dict:
         try:
@@ -85,20 +109,38 @@ class Run:
         """A row a step, as far as it is on disk."""
         if (self.path / "history.parquet").exists():
             return pd.read_parquet(self.path / "history.parquet")
-        parts = sorted((self.path / "history").glob("*.parquet"))
-        return pd.concat([pd.read_parquet(p) for p in parts], ignore_index=True) if parts else pd.DataFrame()
+        return self._from_log(history_table)
+
+    def _from_log(self, table) -> pd.DataFrame:
+        try:
+            reader = LogReader(self.path)
+        except FileNotFoundError:
+            return pd.DataFrame()
+        parts = [table(rows, reader.sites) for rows in reader.chunks()]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     @property
     def epochs(self) -> pd.DataFrame:
-        """A row an epoch, split and mode; empty before the first checkpoint."""
+        """A row an epoch, split and mode."""
         path = self.path / "epochs.parquet"
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=epoch_columns())
+        if path.exists():
+            return pd.read_parquet(path)
+        return pd.DataFrame(read_lines(self.path / "log" / "epochs.jsonl"), columns=epoch_columns())
 
     @property
     def flips(self) -> pd.DataFrame:
-        """A row a change of sign; empty before the first checkpoint."""
+        """A row a change of sign."""
         path = self.path / "flips.parquet"
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=FLIP_COLUMNS)
+        found = pd.read_parquet(path) if path.exists() else self._from_log(flip_table)
+        return found if len(found) else pd.DataFrame(columns=FLIP_COLUMNS)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """A row for each thing that a reader did."""
+        path = self.path / "events.parquet"
+        if path.exists():
+            return pd.read_parquet(path)
+        return pd.DataFrame(read_lines(self.path / "log" / "events.jsonl"), columns=EVENT_COLUMNS)
 
 
 def open_run(e: Experiment, workspace: Workspace) -> Run:
@@ -108,21 +150,36 @@ def open_run(e: Experiment, workspace: Workspace) -> Run:
     return Run(e, data, workspace.runs)
 
 
+def reopen_run(path: Path, workspace: Workspace) -> Run:
+    """The run of an existing directory, wherever it lies: a steered one, or one that a monitor shows.
+
+    Raises RecordError where it is none, ParameterError or DataError where its experiment can't run here.
+    """
+    try:
+        e = Experiment.from_mapping(json.loads((path / "experiment.json").read_text())["experiment"])
+    except (OSError, json.JSONDecodeError, KeyError):
+        raise RecordError(f"'{path.name}' is not a run's directory: it holds no readable experiment.json") from None
+    data = open_packed(workspace.data_path(e.data))
+    return Run(e, data, workspace.runs, path)
+
+
 def record(runs: Sequence[Run], device: torch.device | None = None) -> Iterator[Block]:
     """Train what is not finished and record it; yields the blocks. Leaving the loop keeps a resumable record.
 
-    All runs share one device (by default that of the first experiment). Ctrl-C or SIGTERM: each run is checkpointed
-    at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss is no longer a number.
+    All runs share one device (by default that of the first experiment). Ctrl-C, SIGTERM or a reader's stop: each run is
+    checkpointed at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss is no longer a
+    number.
     """
     going = [run for run in runs if not run.finished]
     if not going:
         return
     device = device or engine.choose_device(going[0].experiment.device)
     recorders = [Recorder(run, device) for run in going]
-    blocks = engine.train([(run.experiment, run.data) for run in going], device, [r.state for r in recorders])
+    blocks = engine.train([(run.experiment, run.data) for run in going], device, [r.state for r in recorders],
+                          [run.steering for run in going])
     try:
         for block in blocks:
-            recorders[block.run].add(block)
+            _take_in(recorders, block.together)
             yield block
     except Diverged as error:
         for r in recorders:
@@ -136,25 +193,44 @@ def record(runs: Sequence[Run], device: torch.device | None = None) -> Iterator[
         raise
     finally:
         blocks.close()
+        for r in recorders:
+            r.close()
+
+
+def _take_in(recorders: Sequence["Recorder"], blocks: Sequence[Block]) -> None:
+    """Record blocks of runs that advanced together. Raises Diverged for the first that did, after all are recorded."""
+    failure = None
+    for block in blocks:
+        try:
+            recorders[block.run].add(block)
+        except Diverged as error:
+            failure = failure or error
+    if failure:
+        raise failure
 
 
 class Recorder:
     """Writes one run's record, block by block."""
 
     def __init__(self, run: Run, device: torch.device):
-        self.run, self.e, self.path = run, run.experiment, run.path
-        self.history: list[pd.DataFrame] = []
-        self.epochs: list[dict] = []
-        self.flips: list[pd.DataFrame] = []
+        self.run, self.e = run, run.experiment
         self.state: dict | None = None
         self.block: Block | None = None
-        self.failed, self.seconds, self.images, self.saved_step = False, 0., 0, 0
+        self.log: StepLog | None = None
+        self.failed, self.steered, self.events = False, run.steered, 0
+        self.seconds, self.images, self.saved_step, self.memory = 0., 0, 0, 0
         self.saved_at = time.monotonic()
         if (self.path / "checkpoint.safetensors").exists():
-            self._resume()
-        else:                                           # parts of an attempt that ended before its first checkpoint
-            shutil.rmtree(self.path / "history", ignore_errors=True)
+            saved = read_state(self.path / "checkpoint.safetensors")
+            self.state, self.saved_step = saved["learner"], saved["learner"]["step"]
+            self.seconds, self.images = saved["seconds"], saved["images"]
+            self.events = saved.get("events", 0)
+        shutil.rmtree(self.path / REQUESTS, ignore_errors=True)         # meant for an earlier process
         self._write_head(device)
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
 
     def _write_head(self, device: torch.device) -> None:
         e = self.e
@@ -162,29 +238,23 @@ class Recorder:
             "id": self.run.id, "semantics": SEMANTICS, "data": self.run.data.manifest["name"],
             "data_hash": self.run.data.hash, "drawn": self.run.data.drawn, "classes": self.run.data.classes,
             "image": self.run.data.image, "normalization": self.run.data.manifest["normalization"],
+            "splits": {name: len(split) for name, split in self.run.data.splits.items()},
             "experiment": json.loads(e.to_json())})
         write_json(self.path / "environment.json", environment(e, device))
         self._write_result({"status": "running"})
 
-    def _resume(self) -> None:
-        """Cut the record back to the checkpoint's step: what came after will come again, bit for bit."""
-        saved = read_state(self.path / "checkpoint.safetensors")
-        self.state, step = saved["learner"], saved["learner"]["step"]
-        self.seconds, self.images, self.saved_step = saved["seconds"], saved["images"], step
-        for part in (self.path / "history").glob("*.parquet"):
-            if int(part.stem.split("-")[0]) > step:
-                part.unlink()
-        epochs, flips = self.run.epochs, self.run.flips
-        self.epochs = epochs[epochs["step"] <= step].to_dict("records")
-        self.flips = [flips[flips["step"] <= step]]
-
     def add(self, block: Block) -> None:
-        """Take a block in; checkpoint where it is time, finish where it is the last."""
+        """Take a block in; checkpoint where it is time or asked for, finish where it is the last."""
         self.block = block
-        self.history.append(history_table(block))
-        self.epochs += epoch_rows(block, self.run.data.classes)
-        self.flips.append(flip_table(block))
+        if self.log is None:
+            self.log = StepLog(self.path, block.sites, bool(block.w), self.saved_step, self.events)
+        self.log.add(block_rows(block, self.seconds), epoch_rows(block, self.run.data.classes),
+                     [asdict(event) for event in block.events])
         self.seconds, self.images = self.seconds + block.seconds, self.images + block.images
+        self.memory, self.events = max(self.memory, block.memory), self.events + len(block.events)
+        kinds = {event.kind for event in block.events}
+        if kinds & set(CHANGES) and not self.steered:
+            self._become_steered()
         if not np.isfinite(block.loss).all():
             self.failed = True
             step = block.first_step + int(np.flatnonzero(~np.isfinite(block.loss))[0])
@@ -192,24 +262,21 @@ class Recorder:
                            f"the run has diverged; try a smaller lr than {self.e.lr:g}")
         if block.last:
             self.finish()
-        elif time.monotonic() - self.saved_at >= self.e.checkpoint_seconds:
+        elif "checkpoint" in kinds or time.monotonic() - self.saved_at >= self.e.checkpoint_seconds:
             self.checkpoint()
+
+    def _become_steered(self) -> None:
+        self.run.move_aside()
+        self.log.folder = self.path / "log"
+        self.steered = True
+        self._write_result({"status": "running"})
 
     def checkpoint(self) -> None:
         """Everything needed to go on, written so that a crash at any moment leaves a consistent state."""
-        if self.history:
-            table = pd.concat(self.history, ignore_index=True)
-            name = f"{table['step'].iloc[0]:09d}-{table['step'].iloc[-1]:09d}.parquet"
-            write_table(self.path / "history" / name, table)
-            self.history = []
-        self._write_tables()
-        write_state(self.path / "checkpoint.safetensors",
-                    {"learner": self.block.state(), "seconds": self.seconds, "images": self.images})
+        self.log.sync()
+        write_state(self.path / "checkpoint.safetensors", {"learner": self.block.state(), "seconds": self.seconds,
+                                                           "images": self.images, "events": self.events})
         self.saved_at, self.saved_step = time.monotonic(), self.block.last_step
-
-    def _write_tables(self) -> None:
-        write_table(self.path / "epochs.parquet", pd.DataFrame(self.epochs, columns=epoch_columns()))
-        write_table(self.path / "flips.parquet", pd.concat(self.flips, ignore_index=True))
 
     def stop(self, status: str, reason: str) -> None:
         """Keep what there is: a failed run's record ends at the failure, its checkpoint stays the last good one."""
@@ -217,54 +284,49 @@ class Recorder:
             return
         if status == "interrupted" and self.block.last_step > self.saved_step:
             self.checkpoint()
-        if status == "failed":
-            write_table(self.path / "history" / f"{self.history[0]['step'].iloc[0]:09d}-failed.parquet",
-                        pd.concat(self.history, ignore_index=True))
-            self._write_tables()
         self._write_result({"status": status, "reason": reason, "step": self.block.last_step,
                             "steps": self.block.steps_per_epoch * self.e.epochs})
 
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
     def finish(self) -> None:
         """The final files, then result.json, then the leftovers go."""
-        state = self.block.state()
-        parts = sorted((self.path / "history").glob("*.parquet"))
-        history = pd.concat([*map(pd.read_parquet, parts), *self.history], ignore_index=True)
-        write_table(self.path / "history.parquet", history)
-        self._write_tables()
-        write_weights(self.path / "model.safetensors", state["best"]["weights"])
-        flips = pd.concat(self.flips, ignore_index=True)
-        speed = {"seconds": round(self.seconds, 3), "images_per_second": round(self.images / self.seconds, 1)}
+        epochs, flips = self.run.epochs, self.run.flips
+        _write_history(self.path / "history.parquet", LogReader(self.path))
+        write_table(self.path / "epochs.parquet", epochs)
+        write_table(self.path / "flips.parquet", flips)
+        if self.events:
+            write_table(self.path / "events.parquet", self.run.events)
+        write_weights(self.path / "model.safetensors", self.block.state()["best"]["weights"])
+        pace = {"seconds": round(self.seconds, 3), "images_per_second": round(self.images / self.seconds, 1),
+                "peak_memory_bytes": self.memory}
         counts = {name: len(split) for name, split in self.run.data.splits.items()}
-        self._write_result({"status": "finished", "n": counts, **speed,
-                            **summary(self.e, pd.DataFrame(self.epochs), flips, self.block.steps_per_epoch)})
+        self._write_result({"status": "finished", "n": counts, **pace,
+                            **summary(self.e, epochs, flips, self.block.steps_per_epoch)})
+        self.close()
         (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
-        shutil.rmtree(self.path / "history", ignore_errors=True)
+        for leftover in ("log", REQUESTS):
+            shutil.rmtree(self.path / leftover, ignore_errors=True)
 
     def _write_result(self, values: dict) -> None:
         self.run.result = {"format": RECORD_FORMAT, "id": self.run.id, "study": self.e.study, "name": self.e.label,
-                           "method": self.e.method, "seed": self.e.seed, "steered": False, **values}
+                           "method": self.e.method, "seed": self.e.seed, "steered": self.steered, **values}
         write_json(self.path / "result.json", self.run.result)
 
 
-def history_table(block: Block) -> pd.DataFrame:
-    """A row a step. Columns of w are `w_<statistic>/<site>`."""
-    steps = np.arange(len(block.loss), dtype=np.int32)
-    columns = {"step": block.first_step + steps, "epoch": np.full(len(steps), block.epoch, np.int32),
-               "loss": block.loss, "lr": block.lr}
-    for name, values in block.w.items():
-        columns |= {f"w_{name}/{site}": values[:, k] for k, site in enumerate(block.sites)}
-    return pd.DataFrame(columns)
+def _write_history(path: Path, reader: LogReader) -> None:
+    """The whole history as one table, in pieces: memory stays flat at any length."""
+    def write(p: Path) -> None:
+        writer = None
+        for rows in reader.chunks():
+            table = pa.Table.from_pandas(history_table(rows, reader.sites), preserve_index=False)
+            writer = writer or pq.ParquetWriter(p, table.schema, compression="zstd")
+            writer.write_table(table)
+        writer.close()
 
-
-def flip_table(block: Block) -> pd.DataFrame:
-    """A row for each step and site where signs changed: new sign (+1, -1) and share of the site's signs."""
-    rows = []
-    for sign, turned in ((-1, block.turned_negative), (1, block.turned_positive)):
-        for k, site in zip(*np.nonzero(turned)):
-            rows.append((block.first_step + k, block.epoch, block.sites[site], sign, turned[k, site]))
-    table = pd.DataFrame(rows, columns=FLIP_COLUMNS)
-    table = table.astype({"step": np.int32, "epoch": np.int32, "site": str, "sign": np.int8, "share": np.float32})
-    return table.sort_values(["step"], kind="stable", ignore_index=True)
+    write_atomically(path, write)
 
 
 def epoch_columns() -> list[str]:

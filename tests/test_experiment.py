@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from fer_lib.experiment import Experiment, ParameterError, differences, parameters_cell
+from fer_lib.experiment import SEMANTICS, Experiment, ParameterError, differences, parameters_cell
 
 FIELDS = {f.name: f for f in dataclasses.fields(Experiment)}
 PLACE = {"study": "other", "name": "arm", "data": "fer2013", "device": "cpu", "threads": 2, "deterministic": True,
-         "checkpoint_seconds": 0.0, "watch_channel": 3}
+         "checkpoint_seconds": 0.0, "live": "off", "refresh_seconds": 2.0, "watch_channel": 3}
 # for each field another value, and settings with which the run reads the field
 USED = {
     "method": ("dropout", {}), "seed": (1, {}), "backbone": ("resnet34", {}), "stem": ("small", {}),
@@ -69,7 +69,7 @@ def test_the_place_leaves_the_id(name):
 def test_the_id_covers_the_data_and_the_semantics(monkeypatch):
     before = Experiment().id("data")
     assert len(before) == 10 and Experiment().id("other data") != before
-    monkeypatch.setattr("fer_lib.experiment.SEMANTICS", 2)
+    monkeypatch.setattr("fer_lib.experiment.SEMANTICS", SEMANTICS + 1)
     assert Experiment().id("data") != before
 
 

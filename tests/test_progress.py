@@ -27,9 +27,9 @@ def clock(monkeypatch) -> Clock:
 
 
 def block(first: int, n: int = 10, run: int = 0, flips: tuple[int, ...] = (), f1: float | None = None,
-          sites: int = 2, epochs: int = 4, **settings) -> Block:
+          epochs: int = 4, method: str = "periodic", **settings) -> Block:
     """Ten steps of an epoch of twenty-five; `flips`: rows in which the second site turns."""
-    turned = np.zeros((n, sites))
+    turned = np.zeros((n, 2))
     for row in flips:
         turned[row, -1] = 1
     evaluations = []
@@ -37,8 +37,9 @@ def block(first: int, n: int = 10, run: int = 0, flips: tuple[int, ...] = (), f1
         evaluations = [Evaluation(split, mode, scores(np.eye(2, dtype=int), 1.)) for split in ("val", "test")
                        for mode in ("trained", "clean")]
         object.__setattr__(evaluations[0].scores, "macro_f1", f1)
-    return Block(run, Experiment(epochs=epochs, **settings), first, (first - 1) // 25 + 1, 25, ["a", "b"][:sites],
-                 np.linspace(1, 2, n), np.ones(n), {}, turned[:, :], np.zeros((n, sites)), n * 32, 1., evaluations,
+    e = Experiment(epochs=epochs, method=method, **settings)
+    return Block(run, e, first, (first - 1) // 25 + 1, 25, ["a", "b"], np.linspace(1, 2, n), np.ones(n), {},
+                 turned * 0, turned, np.zeros((n, 2)), n * 32, 1., evaluations=evaluations,
                  last=first + n - 1 == 25 * epochs)
 
 
@@ -74,9 +75,11 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_timed_by_its_own_steps(clock):
     assert "32 images/s" in line and line.endswith("20 s left")         # 10 steps in 10 s, 20 to go
 
 
-def test_a_run_without_signs_tells_no_flips(clock):
-    line, = said(clock, [(1, block(1, sites=0))])
+def test_a_method_without_flips_tells_none_but_those_by_hand(clock):
+    line, = said(clock, [(1, block(1, method="baseline"))])
     assert "flip" not in line
+    line, = said(clock, [(1, block(1, method="baseline", flips=(3,)))])
+    assert "1 steps with a flip" in line
 
 
 def test_several_runs_are_named_and_counted_apart(clock):
@@ -85,6 +88,15 @@ def test_several_runs_are_named_and_counted_apart(clock):
     assert [line.split(" · ")[:2] for line in lines[1:]] == [
         ["b seed 3", "step 10/100"], ["a seed 0", "step 100/100"], ["b seed 3", "step 100/100"]]
     assert "3 steps with a flip" in lines[2] and "0 steps with a flip" in lines[3]
+
+
+def test_steps_that_are_not_recorded_are_told_once(clock):
+    blocks = [block(1), block(11)]
+    for b in blocks:
+        object.__setattr__(b, "eager", "the images don't fit on the device")
+    lines = said(clock, [(1, blocks[0]), (6, blocks[1])])
+    assert len(lines) == 3
+    assert lines[0] == "steps are not recorded as a CUDA graph, and so slower: the images don't fit on the device"
 
 
 def test_no_block_no_line(clock):

@@ -34,6 +34,11 @@ def parse(name: str) -> list[type[Method]]:
     return [METHODS[p] for p in sorted(parts)]
 
 
+def steers_signs(name: str) -> bool:
+    """Whether the method, or one of a combination, decides the sign of features."""
+    return any(method.steers_signs for method in parse(name))
+
+
 def canonical_name(name: str) -> str:
     """One spelling for each combination: `periodic+dropout` -> `dropout+periodic`."""
     parse(name)

@@ -20,6 +20,16 @@ class Method:
 
     fields: tuple[str, ...] = ()
     steers_signs = False
+    on_host = False         # whether `before_forward` and `after_step` decide on the host what a step does. A captured
+    #                         step leaves them outside then; else they are recorded with it, and must act on the device
+
+    def parts(self) -> "list[Method]":
+        """The single methods that this one is made of."""
+        return [self]
+
+    def generators(self) -> list[torch.Generator]:
+        """The random streams that a step draws from on the device."""
+        return []
 
     def modify(self, model: nn.Module, image: tuple[int, int, int]) -> int:
         """Change the model's sites for images of shape (C, H, W); the number of sites changed.
@@ -68,6 +78,12 @@ class Combined(Method):
 
     def __init__(self, methods: list[Method]):
         self.methods = methods
+
+    def parts(self) -> list[Method]:
+        return self.methods
+
+    def generators(self) -> list[torch.Generator]:
+        return [generator for m in self.methods for generator in m.generators()]
 
     def modify(self, model: nn.Module, image: tuple[int, int, int]) -> int:
         return sum(m.modify(model, image) for m in self.methods)

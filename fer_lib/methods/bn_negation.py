@@ -49,6 +49,7 @@ class BatchNormNegation(Method):
 
     fields = ("flip_interval", "flip_interval_unit", "flip_site", "flip_position")
     steers_signs = True
+    on_host = True
 
     def __init__(self, flip_interval: int, flip_interval_unit: str, flip_site: str, flip_position: str):
         if flip_position not in POSITIONS:
@@ -64,6 +65,7 @@ class BatchNormNegation(Method):
 
     def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
         self.optimizer = optimizer
+        self.sign = {name: sign.to(generator.device) for name, sign in self.sign.items()}
 
     @torch.no_grad()
     def before_forward(self, step: int, epoch: int) -> None:

@@ -58,6 +58,9 @@ class Dropout(Method):
         for module in self.modules:
             module.generator = generator
 
+    def generators(self) -> list[torch.Generator]:
+        return [self.generator]
+
     def state(self) -> dict[str, Tensor]:
         return {"generator": self.generator.get_state()}
 

@@ -48,6 +48,11 @@ def keep_last_sign(w: Tensor, last_sign: Tensor) -> Tensor:
     return torch.where(w == 0, torch.finfo(w.dtype).tiny * last_sign, w)
 
 
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device, without waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
 def gradient_noise(seed: int, step: int, site: str, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal draws for one site at one step: a pure function of its arguments, made on the CPU (Philox)."""
     key = int.from_bytes(sha256(f"{seed}/w noise/{site}".encode()).digest()[:16], "little")
@@ -126,6 +131,11 @@ class Dynamic(Method):
         self.last_sign = torch.sign(torch.cat([w.detach().flatten() for w in self.source.values()]))
 
     @property
+    def on_host(self) -> bool:
+        """The modelled path is stepped on the CPU."""
+        return self.path is not None
+
+    @property
     def source(self) -> dict[str, Tensor]:
         """Where w lives: the model's parameters, or the modelled path on the CPU."""
         return self.path.w if self.path else {name: unit.w for name, unit in self.units.items()}
@@ -138,8 +148,9 @@ class Dynamic(Method):
         shared = [part.view_as(v) for part, v in zip(flat.split([v.numel() for v in w]), w)]
         torch._foreach_copy_(w, shared)
         if self.path:                                   # float64 reaches below float32's range: keep the sign
-            tiny = torch.finfo(next(iter(self.units.values())).w.dtype).tiny
-            flat = torch.where(flat.abs() < tiny, tiny * self.last_sign, flat)
+            like = next(iter(self.units.values())).w
+            tiny = torch.finfo(like.dtype).tiny
+            flat = _sent(torch.where(flat.abs() < tiny, tiny * self.last_sign, flat), like.device)
             shared = [part.view_as(v) for part, v in zip(flat.split([v.numel() for v in w]), w)]
             torch._foreach_copy_([unit.w for unit in self.units.values()], shared)
         torch._foreach_copy_([unit.w_forward for unit in self.units.values()], shared)

@@ -60,6 +60,7 @@ class Periodic(SignFlips):
     """All chosen sites have the sign - while Algorithm 1's flag is set. Its `step` counts epochs or training steps."""
 
     fields = ("flip_interval", "flip_interval_unit", "flip_site", "flip_position")
+    on_host = True
 
     def __init__(self, flip_interval: int, flip_interval_unit: str, flip_site: str, flip_position: str):
         super().__init__(flip_site, flip_position)

@@ -29,6 +29,9 @@ class RandomFlip(SignFlips):
         # a seed of its own: in "dropout+random_flip" dropout draws from the given one
         self.generator = torch.Generator(generator.device).manual_seed(generator.initial_seed() + 1)
 
+    def generators(self) -> list[torch.Generator]:
+        return [self.generator]
+
     def before_forward(self, step: int, epoch: int) -> None:
         for module in self.flips.values():
             module.sign.bernoulli_(1 - self.p, generator=self.generator).mul_(2).sub_(1)

@@ -1,0 +1,100 @@
+"""CUDA graphs: a training step, hundreds of small kernels, recorded once and launched again as a whole.
+
+At batch 64 a GPU is done with a kernel before the next one has been launched; a replayed graph leaves no such gaps. A
+lane is the CUDA stream of one run: several runs' lanes fill the GPU together.
+"""
+
+import contextlib
+import gc
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import torch
+
+WARM_UP = 2         # ordinary passes first: they make the optimiser's state and choose cuDNN's algorithms
+IN_FLIGHT = 2       # replays queued ahead: the GPU never waits for the next, and stops within two steps
+
+
+class Captured:
+    """Device work, recorded once. `result` is what the work returned: each replay writes the same tensors anew.
+
+    All that it reads must stay where it is. generators: the random streams that it draws from; a replay takes them on
+    as the work itself would.
+    """
+
+    def __init__(self, work: Callable[[], object], stream: torch.cuda.Stream, key: Hashable,
+                 generators: Sequence[torch.Generator]):
+        self.key, self.graph = key, torch.cuda.CUDAGraph()
+        for generator in generators:
+            self.graph.register_generator_state(generator)
+        with _no_garbage_collection(), torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+            self.result = work()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A graph that is collected while another is recorded would spoil that one."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class Lane:
+    """Where one run's work goes: on CUDA a stream of its own with recorded graphs, on a CPU simply done.
+
+    eager: why nothing is recorded, on CUDA; empty where it is, and on a CPU.
+    """
+
+    def __init__(self, device: torch.device, eager: str = ""):
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.eager = eager if self.stream else ""
+        self.graphs: dict[str, Captured] = {}
+        self.passes: Counter[str] = Counter()
+        self.queued: deque[torch.cuda.Event] = deque()
+
+    @property
+    def captures(self) -> bool:
+        return self.stream is not None and not self.eager
+
+    def entered(self) -> contextlib.AbstractContextManager:
+        """Within, work goes to this lane."""
+        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def follow(self) -> None:
+        """What comes next runs after everything that the device was asked for outside of this lane."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+
+    def wait(self) -> None:
+        """Return when all work is done."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
+    def run(self, name: str, work: Callable[[], object], key: Hashable = (),
+            generators: Sequence[torch.Generator] = ()) -> object:
+        """What `work()` returns: done, or replayed. A changed `key` (settings that the work fixes) records it anew."""
+        if not self.captures or self.passes[name] < WARM_UP:
+            self.passes[name] += 1
+            return work()
+        if name not in self.graphs or self.graphs[name].key != key:
+            self.graphs.pop(name, None)                 # its memory goes before the new one's comes
+            try:
+                self.graphs[name] = Captured(work, self.stream, key, generators)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.eager = f"recording failed: {str(error).splitlines()[0]}"
+                return work()
+        return self._replay(self.graphs[name])
+
+    def _replay(self, captured: Captured) -> object:
+        if len(self.queued) == IN_FLIGHT:
+            self.queued.popleft().synchronize()
+        captured.graph.replay()
+        self.queued.append(torch.cuda.Event())
+        self.queued[-1].record(self.stream)
+        return captured.result
