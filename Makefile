@@ -3,6 +3,7 @@
 #   make test     everything CI runs
 #   make lab      JupyterLab on notebooks/00_start_here.ipynb
 #   make table1   Table 1 on a packed data set of yours: make table1 DATA=fer2013 [WORKERS=4]
+#   make benchmark  what the live view costs, and on a GPU how fast training runs
 PYTHON ?= python3
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 DATA ?= fer2013
@@ -12,9 +13,9 @@ PACKED := $(or $(FER_PACKED),packed)
 QUICK := $(PACKED)/synthetic-quick/manifest.json
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help study test lab table1 notebooks clean
+.PHONY: help study test lab table1 benchmark notebooks clean
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
@@ -29,6 +30,10 @@ $(VENV)/.base: pyproject.toml | $(PY)
 $(VENV)/.test $(VENV)/.lab: $(VENV)/.base
 	$(PIP) -e '.[$(patsubst .%,%,$(notdir $@))]'
 	@touch $@
+
+# the oldest ipykernel that pyproject.toml admits, beside the newest: the live view's tests run with both
+$(VENV)/ipykernel-oldest: | $(VENV)/.test
+	$(PIP) --no-deps --target $@ 'ipykernel==7.0.1'
 
 # drawn again when the drawing changes: the same code draws the same content
 $(QUICK): data_prep/synthetic.py data_prep/faces.py | $(VENV)/.base
@@ -45,12 +50,18 @@ table1: $(VENV)/.base
 lab: $(VENV)/.lab $(QUICK)
 	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb
 
-# Library and commands first; then nbval runs each notebook anew and compares its checked outputs with the stored ones.
-test: $(VENV)/.test $(QUICK)
+# Library and commands first; then, alone on the machine, the live view in a browser; then nbval runs each notebook anew
+# and compares its checked outputs with the stored ones.
+test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 	$(PY) -m ruff check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m browser
 	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q --nbval-lax \
 	  --nbval-current-env --nbval-cell-timeout 300 notebooks
+
+benchmark: $(VENV)/.test $(QUICK)
+	OMP_NUM_THREADS=1 $(PY) tests/benchmark_live.py --browser
+	$(PY) -m fer_lib.benchmark_speed --out speed.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pandas as pd
+from IPython.display import Pretty
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,36 +24,133 @@ def png(figure: Figure, dpi: int = 90, colors: int = 96) -> bytes:
     return small.getvalue()
 
 
-def training(history: pd.DataFrame, epochs: pd.DataFrame, flips: pd.DataFrame, title: str, drawn: bool) -> Figure:
+def training(history: pd.DataFrame, epochs: pd.DataFrame, flips: pd.DataFrame, title: str, drawn: bool,
+             events: pd.DataFrame | None = None, numbers: str = "") -> Figure:
     """One run at a glance on a shared step axis: loss, macro-F1 as trained and clean, w by site, signs by site.
 
-    Tables as a run records them. Panels that have nothing to show (w without AutoReLU, signs without flips) are left
-    out.
+    Tables as a run records them; `events`: what a reader did. `numbers`: a line below the title. Beside the signs is
+    the distribution of the steps between flips. Panels that have nothing to show (w without AutoReLU, signs without
+    flips) are left out.
     """
+    last = int(history["step"].max())
+    history = thinned(history)
     sites = [c.removeprefix("w_mean/") for c in history if c.startswith("w_mean/")]
     panels = ["loss", "f1"] + (["w"] if sites else []) + (["signs"] if len(flips) else [])
     heights = {"loss": 2., "f1": 2., "w": 2.4, "signs": 1.6}
-    figure = Figure(figsize=(9, .9 + sum(heights[p] for p in panels)), layout="constrained")
+    figure = Figure(figsize=(9, 1.1 + sum(heights[p] for p in panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False,
                            gridspec_kw={"height_ratios": [heights[p] for p in panels]})[:, 0]
-    figure.suptitle(title + (f"\n({DRAWN})" if drawn else ""), fontsize=11)
-    draw = {"loss": lambda ax: _loss(ax, history, epochs), "f1": lambda ax: _f1(ax, epochs),
-            "w": lambda ax: _w(ax, history, sites), "signs": lambda ax: _signs(ax, flips, int(history["step"].max()))}
+    lines = [title, *([numbers] if numbers else []), *([f"({DRAWN})"] if drawn else [])]
+    figure.suptitle("\n".join(lines), fontsize=10)
+    draw = {"loss": lambda ax: _loss(ax, history, epochs), "f1": lambda ax: _f1(ax, epochs, events),
+            "w": lambda ax: _w(ax, history, sites), "signs": lambda ax: _signs(ax, flips, last)}
     for panel, ax in zip(panels, axes):
         draw[panel](ax)
         ax.spines[["top", "right"]].set_visible(False)
         if panel != "signs" and len(flips):
             _mark_flips(ax, flips)
+        if events is not None:
+            _mark_events(ax, events, panel == panels[0])
     axes[-1].set_xlabel("training step")
-    axes[-1].set_xlim(0, history["step"].max() * 1.01)
+    axes[-1].set_xlim(0, last * 1.01)
+    if len(flips):
+        _intervals(axes[-1].inset_axes([1.07, .08, .2, .8]), flips)
     return figure
+
+
+def board(cards: list[dict], title: str, drawn: bool, most: int = 60) -> Figure:
+    """Many runs side by side, of which the first `most`: training loss, validation macro-F1, steps with a flip.
+
+    cards: as `live.monitor.card` makes them.
+    """
+    shown, columns = cards[:most], 4
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.5 * columns, .7 + 1.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat[len(shown):]:
+        ax.set_axis_off()
+    for ax, run in zip(axes.flat, shown):
+        if run["loss"]:
+            step, loss = np.array(run["loss"]).T
+            ax.plot(step, np.minimum(1, loss / run["loss_top"]), color=GREY, lw=.8)
+        if run["f1"]:
+            ax.plot(*np.array(run["f1"], float).T, color=BLUE, lw=1.2)
+        ax.vlines(run["flips"], 0, .08, color=RED, lw=.6)
+        ax.set_xlim(0, max(1, run["steps"]))
+        ax.set_ylim(0, 1.02)
+        ax.set_title(f"{run['label']}\n{run['note']}", fontsize=7)
+        ax.tick_params(labelsize=6)
+        ax.spines[["top", "right"]].set_visible(False)
+    more = f" (the first {most} are shown)" if len(cards) > most else ""
+    figure.suptitle(f"{title}{more}\ngrey: training loss, scaled; blue: validation macro-F1; red: steps with a flip"
+                    + (f" ({DRAWN})" if drawn else ""), fontsize=8)
+    return figure
+
+
+def text(words: str) -> Pretty:
+    """Plain words in a picture's place."""
+    return Pretty(words)
+
+
+def numbers(result: dict, epochs: pd.DataFrame, flips: pd.DataFrame) -> str:
+    """The run in one line: how far, macro-F1 at the chosen and the last epoch, flips, speed."""
+    val = epochs[(epochs["split"] == "val") & (epochs["mode"] == "trained")]
+    parts = [f"{result['status']} at step {result['step']} of {result['steps']}" if "step" in result
+             else f"{result.get('steps', '')} steps"]
+    if len(val):
+        best = val.loc[val["macro_f1"].astype(float).idxmax()]
+        parts.append(f"val macro-F1 {best['macro_f1']:.3f} at its best epoch {best['epoch']}, "
+                     f"{val['macro_f1'].iloc[-1]:.3f} at the last")
+    if len(flips):
+        parts.append(f"{flips['step'].nunique()} steps with a flip")
+    if "images_per_second" in result:
+        parts.append(f"{result['images_per_second']:,.0f} images/s")
+    return " · ".join(parts)
+
+
+def thinned(history: pd.DataFrame, most: int = 4096) -> pd.DataFrame:
+    """At most `most` rows, each for as many steps: loss is their mean, w the last of them, its range the widest."""
+    every = -(-len(history) // most)
+    if every <= 1:
+        return history
+    how = {c: "min" if c.startswith("w_min/") else "max" if c.startswith("w_max/") else
+           "mean" if c == "loss" else "last" for c in history}
+    return history.groupby(np.arange(len(history)) // every).agg(how)
+
+
+def _intervals(ax, flips: pd.DataFrame) -> None:
+    """How many steps lay between one step with a flip and the next, in bins that double."""
+    gaps = np.diff(np.sort(flips["step"].unique()))
+    if len(gaps):
+        counts = np.bincount(np.ceil(np.log2(gaps)).astype(int))
+        ax.bar(range(len(counts)), counts, color=RED)
+        shown = range(0, len(counts), max(1, len(counts) // 5))
+        ax.set_xticks(list(shown), [f"{2 ** k}" for k in shown], fontsize=6)
+    else:
+        ax.text(.5, .5, "one flip", ha="center", va="center", fontsize=7, transform=ax.transAxes)
+        ax.set_xticks([])
+    ax.tick_params(labelsize=6)
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.set_title("steps between flips (up to)", fontsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_events(ax, events: pd.DataFrame, named: bool) -> None:
+    """What the reader changed by hand, as dashed lines."""
+    by_hand = events[events["kind"].isin(["flip", "lr", "weight_decay"])]
+    for k, event in enumerate(by_hand.itertuples()):
+        ax.axvline(event.step, color=PURPLE, lw=.8, ls="--", zorder=0, label="by hand" if named and k == 0 else None)
+    if named and len(by_hand):
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def _loss(ax, history: pd.DataFrame, epochs: pd.DataFrame) -> None:
     ax.plot(history["step"], history["loss"], color=GREY, lw=.6, alpha=.7, label="each step")
     train = epochs[(epochs["split"] == "val") & (epochs["mode"] == "trained")]
-    ax.plot(train["step"], train["train_loss"], "o-", ms=3, color=BLUE, label="train, mean of the epoch")
-    ax.plot(train["step"], train["loss"], "s--", ms=3, color=ORANGE, label="validation")
+    for column, style, color, label in (("train_loss", "o-", BLUE, "train, mean of the epoch"),
+                                        ("loss", "s--", ORANGE, "validation")):
+        if train[column].notna().any():
+            ax.plot(train["step"], train[column], style, ms=3, color=color, label=label)
     top = float(np.nanquantile(history["loss"].replace([np.inf, -np.inf], np.nan), .995))
     top = max([top, *train["train_loss"].dropna()])
     ax.set_ylim(0, 1.15 * top)
@@ -65,11 +163,13 @@ def _loss(ax, history: pd.DataFrame, epochs: pd.DataFrame) -> None:
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
-def _f1(ax, epochs: pd.DataFrame) -> None:
+def _f1(ax, epochs: pd.DataFrame, events: pd.DataFrame | None) -> None:
     for mode, style, color in (("trained", "o-", BLUE), ("clean", "s--", ORANGE)):
         rows = epochs[(epochs["split"] == "val") & (epochs["mode"] == mode)]
         label = "as trained" if mode == "trained" else "clean (sign +)"
         ax.plot(rows["step"], rows["macro_f1"], style, ms=3, color=color, label=label)
+    if events is not None and len(probes := events[events["site"] == "val trained"]):
+        ax.plot(probes["step"], probes["value"], "*", mfc="none", ms=8, color=BLUE, label="evaluated by hand")
     ax.set_ylim(0, 1)
     ax.set_ylabel("validation macro-F1")
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -34,7 +34,7 @@ title: A tiny study
 note: Two arms on random pixels.
 settings: {data: tiny, width: 0.05, batch_size: 8, lr: 1e-3, epochs: 40, device: cpu, checkpoint_seconds: 0}
 arms:
-  dynamic: {method: dynamic, w0: 2e-2}
+  dynamic: {method: dynamic, w0: 2e-2, w_gradient: exact}
   baseline: {method: baseline}
 seeds: 2
 """

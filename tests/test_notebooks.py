@@ -60,7 +60,7 @@ def test_pictures_are_the_figures_png_only(path):
             assert kinds <= {"text/plain", "text/html", "image/png"}
             assert "<img" not in str(output.get("data", {}).get("text/html", ""))
             if "image/png" in kinds:
-                assert "figures.png(" in cell.source
+                assert re.search(r"figures\.png\(|watch\(run\)|monitor\(", cell.source)
                 assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
 
 
@@ -117,10 +117,10 @@ def test_the_parameters_of_training_are_exactly_the_fields_of_an_experiment():
 # --- papermill's own command ---
 
 
-def papermill_command(out: Path, runs: Path, *parameters: str) -> subprocess.Popen:
+def papermill_command(out: Path, runs: Path, *parameters: str, notebook: str = "04_train") -> subprocess.Popen:
     env = {**os.environ, "FER_RUNS": str(runs), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
            "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "papermill", "notebooks/04_train.ipynb", str(out), *parameters]
+    command = [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", str(out), *parameters]
     return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -143,6 +143,19 @@ def test_papermill_ends_with_a_sentence_where_a_parameter_is_wrong(tmp_path):
                       if o.output_type == "error")
             assert error.traceback == [f"{error.ename}: {error.evalue}"], "the sentence alone"
     assert not (tmp_path / "runs").exists()
+
+
+def test_papermill_runs_the_other_notebooks_with_the_view_in_them(tmp_path):
+    """Forced on, the view runs too, with nobody there to look; what is saved is small and holds no widget's data."""
+    going = {name: papermill_command(tmp_path / f"{name}.ipynb", tmp_path / "runs", "-p", "live", live, notebook=name)
+             for name, live in (("00_start_here", "on"), ("monitor", "off"))}
+    for name, process in going.items():
+        shown, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, shown
+        assert (tmp_path / f"{name}.ipynb").stat().st_size <= 400_000
+        notebook = nbformat.read(tmp_path / f"{name}.ipynb", 4)
+        assert any("image/png" in o.get("data", {}) for c in code_cells(tmp_path / f"{name}.ipynb") for o in c.outputs)
+        assert not any("widget-view" in str(o) for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
 
 
 @pytest.fixture(scope="module")
