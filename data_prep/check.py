@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from data_prep.audit import read_audit
 from data_prep.packed import SPLITS, Contents, DataError, file_sha256, read_manifest
 
 _BLOCK_BYTES = 4 << 20  # pixels read at once
@@ -17,7 +18,8 @@ def check(directory: Path) -> list[str]:
     """One sentence a problem, none if all is well: version, files, hashes, shapes, labels, counts, content hash."""
     try:
         manifest = read_manifest(directory)
-        return list(_damaged_files(directory, manifest)) or list(_contradictions(directory, manifest))
+        problems = list(_damaged_files(directory, manifest)) or list(_contradictions(directory, manifest))
+        return problems + list(_audit_problems(directory))
     except DataError as error:
         return [str(error)]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -39,6 +41,12 @@ def _damaged_files(directory: Path, manifest: dict) -> Iterator[str]:
                 yield f"{path} has {path.stat().st_size:,} bytes instead of {facts['bytes']:,}: truncated or replaced"
             elif file_sha256(path) != facts["sha256"]:
                 yield f"{path} was changed after packing: its sha256 is not the manifest's"
+
+
+def _audit_problems(directory: Path) -> Iterator[str]:
+    """An audit is optional, but must not be one of other data."""
+    if (directory / "audit.json").exists() and read_audit(directory) is None:
+        yield f"{directory / 'audit.json'} is damaged or of other data; run 'python -m data_prep audit {directory}'"
 
 
 def _contradictions(directory: Path, manifest: dict) -> Iterator[str]:

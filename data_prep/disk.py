@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
@@ -26,24 +27,41 @@ def writing(path: Path) -> Iterator[None]:
         raise DataError(f"cannot write {path}: {error.strerror or error}{way_out}") from error
 
 
-def write_file(path: Path, blocks: Iterable[bytes]) -> dict[str, int | str]:
-    """Writes blocks under a temporary name, renames, and returns {"bytes", "sha256"}; every file goes through here."""
+def check_space(folder: Path, needed: int) -> None:
+    """DataError if the disk of `folder` has not `needed` bytes free."""
+    with writing(folder):
+        free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"packing needs up to {needed / 1e9:,.2f} GB beside {folder}, which has {free / 1e9:,.2f} GB free; free "
+            "space, choose an --out on another disk, or a smaller --size"
+        )
+
+
+def write_file(path: Path, blocks: Iterable[bytes], scratch: bool = False) -> dict[str, int | str]:
+    """Writes blocks under a temporary name, renames, and returns {"bytes", "sha256"}; every file goes through here.
+
+    A `scratch` file can be made again: it is not hashed (sha256 is ""), and nobody waits until it is on the disk, so
+    that a power failure, but no killed process, may leave it damaged.
+    """
     digest, size = hashlib.sha256(), 0
     temporary = path.with_name(path.name + ".tmp")
     try:
         with writing(path), open(temporary, "wb") as file:
             for block in blocks:
                 file.write(block)
-                digest.update(block)
+                if not scratch:
+                    digest.update(block)
                 size += len(block)
             file.flush()
-            os.fsync(file.fileno())
+            if not scratch:
+                os.fsync(file.fileno())
         with writing(path):
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # a full disk gets the space back
         raise
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": size, "sha256": "" if scratch else digest.hexdigest()}
 
 
 def write_json(path: Path, value: object) -> None:

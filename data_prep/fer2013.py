@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from data_prep.detect import Layout
 from data_prep.packed import CLASSES, SPLITS, DataError, Dropped, Plan, Rejected
 
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
@@ -26,6 +27,7 @@ CSV_CLASSES = ("anger", "disgust", "fear", "happy", "sad", "surprise", "neutral"
 USAGES = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 SIDE = 48  # pixels
 LICENCE = "FER2013 came with a Kaggle competition and has no explicit image licence: research use, do not redistribute."
+ACCESS = "kaggle.com, competition 'challenges-in-representation-learning-facial-expression-recognition-challenge'."
 PUBLISHED = {  # in the order of CSV_CLASSES
     "train": dict(zip(CSV_CLASSES, (3995, 436, 4097, 7215, 4830, 3171, 4965), strict=True)),
     "val": dict(zip(CSV_CLASSES, (467, 56, 496, 895, 653, 415, 607), strict=True)),
@@ -34,6 +36,9 @@ PUBLISHED = {  # in the order of CSV_CLASSES
 
 _SYNONYMS = {"angry": "anger", "happiness": "happy", "sadness": "sad"}
 _FOLDERS = {**{name: name for name in CSV_CLASSES}, **_SYNONYMS}
+CSV_MAPPING = {str(number): name for number, name in enumerate(CSV_CLASSES)}
+FOLDER_MAPPING = {**_SYNONYMS, **{name: name for name in ("disgust", "fear", "neutral", "surprise")}}
+
 _IMAGE_NAME = re.compile(r"\.(png|jpe?g)$", re.IGNORECASE)
 _OFFICIAL_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_(\d+)\.(?:png|jpe?g)", re.IGNORECASE)
 
@@ -41,7 +46,8 @@ _OFFICIAL_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_(\d+)\.(?:png|jp
 def add_arguments(parser: ArgumentParser) -> None:
     """Options of FER2013 and FER+."""
     parser.add_argument("--source", type=Path, required=True, help="fer2013.csv, icml_face_data.csv or their directory")
-    parser.add_argument("--drop-leaks", action="store_true", help="drop val/test images that equal a training image")
+    leaks = "drop val/test images equal to a train image, test to a val one"
+    parser.add_argument("--drop-leaks", action="store_true", help=leaks)
     parser.add_argument("--dedup", action="store_true", help="keep the first of equal images within a split")
 
 
@@ -70,7 +76,23 @@ def plan(options: Namespace) -> Plan:
         drop_leaks=options.drop_leaks,
         dedup=options.dedup,
         published=PUBLISHED,
+        label_mapping=FOLDER_MAPPING if source.is_dir() else CSV_MAPPING,
     )
+
+
+def detect(path: Path) -> Layout | None:
+    """The csv with its three columns, or a folder copy whose file names tell the official split."""
+    source = find_source(path)
+    if source.is_dir():
+        classes = [path for path in (source / "train").iterdir() if path.name.lower() in _FOLDERS and path.is_dir()]
+        first = next((child for child in classes[0].iterdir()), None) if classes else None
+        official = first is not None and _OFFICIAL_NAME.fullmatch(first.name)
+        return Layout("a folder copy with the official file names", ("--source", str(path))) if official else None
+    with open(source, "rb") as file:
+        header = file.readline(1 << 16).decode("utf-8-sig", "replace")
+    names = {name.strip().lower() for name in header.split(",")}
+    known = {"emotion", "pixels", "usage"} <= names
+    return Layout(f"{source.name} with emotion, pixels and Usage", ("--source", str(path))) if known else None
 
 
 def find_source(path: Path) -> Path:

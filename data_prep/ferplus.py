@@ -23,16 +23,19 @@ import numpy as np
 import pandas as pd
 
 from data_prep import fer2013
+from data_prep.detect import Layout
 from data_prep.fer2013 import CsvIndex, CsvRow
-from data_prep.packed import CLASSES, DataError, Dropped, Plan, Rejected, file_sha256
+from data_prep.labels import EIGHT_CLASSES
+from data_prep.packed import DataError, Dropped, Plan, Rejected, file_sha256
 
 MODES = ("majority", "probability", "crossentropy", "multi_target")
-EIGHT_CLASSES = (*CLASSES, "contempt")
 VOTED = ("neutral", "happy", "surprise", "sad", "anger", "disgust", "fear", "contempt")  # the votes' order
 VOTE_COLUMNS = (
     "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "nf",
 )
 LICENCE = f"The FER+ votes are under the MIT licence. {fer2013.LICENCE}"
+ACCESS = "fer2013new.csv from github.com/microsoft/FERPlus, beside fer2013.csv (see fer2013)."
+VOTES_NAME = "fer2013new.csv"
 PUBLISHED_MAJORITY = {
     "train": dict(zip(VOTED, (8740, 7287, 3149, 3014, 2100, 119, 532, 119), strict=True)),
     "val": {"all": 3199},
@@ -76,7 +79,17 @@ def plan(options: Namespace) -> Plan:
         drop_leaks=options.drop_leaks,
         dedup=options.dedup,
         published=PUBLISHED_MAJORITY if options.mode == "majority" else {},
+        label_mapping=dict(zip(VOTE_COLUMNS, VOTED, strict=False)),
     )
+
+
+def detect(path: Path) -> Layout | None:
+    """The votes beside a csv of FER2013."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / VOTES_NAME).is_file() or fer2013.find_source(folder).is_dir():
+        return None
+    arguments = ("--source", str(folder), "--votes", str(folder / VOTES_NAME))
+    return Layout(f"{VOTES_NAME} beside the images' csv", arguments)
 
 
 # --- the rules ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from data_prep.packed import FORMAT, SPLITS, Contents, DataError, Dropped, Plan,
 from data_prep.shards import Chunk, Shard, dropped_of, dropped_row, shard_images
 
 LEAK = "equals a training image (--drop-leaks)"
+LEAK_OF_VAL = "equals a validation image (--drop-leaks)"
 REPEAT = "equals an earlier image of its split (--dedup)"
 
 _COLUMN_TYPES = {
     **dict.fromkeys(["label", "true_label", "subject", "duplicate_group"], pa.int64()),
     **dict.fromkeys(["valence", "arousal", *(f"au{number}" for number in range(1, 65))], pa.float32()),
     "soft": pa.list_(pa.float32()),
-    "source": pa.string(),
+    **dict.fromkeys(["source", "image"], pa.string()),
 }
 
 
@@ -65,6 +67,8 @@ def _why_removed(plan: Plan, split: str, decoded: Mapping[str, pd.DataFrame]) ->
     why = np.full(len(digest), "", object)
     if plan.dedup:
         why[digest.duplicated().to_numpy()] = REPEAT
+    if plan.drop_leaks and split == "test":
+        why[digest.isin(decoded["val"]["_digest"]).to_numpy()] = LEAK_OF_VAL
     if plan.drop_leaks and split != "train":
         why[digest.isin(decoded["train"]["_digest"]).to_numpy()] = LEAK
     return why
@@ -112,15 +116,29 @@ def _refuse_empty(plan: Plan, samples: Mapping[str, pd.DataFrame], dropped: list
 
 
 def _image_blocks(paths: list[Path], stays: np.ndarray, contents: Contents) -> Iterator[np.ndarray]:
-    """A split's images that stay, shard by shard, fed to `contents` on the way; `stays` is bool (n decoded,)."""
+    """A split's images that stay, shard by shard, fed to `contents` on the way; `stays` is bool (n decoded,).
+
+    Reading the next shard and hashing the contents go on in threads while the caller hashes and writes the file: the
+    three take about as long as each other, and while shards are joined nothing else uses the cores.
+    """
     start = 0
-    for path in paths:
-        images = shard_images(path)
-        stop = start + len(images)
-        images = images[stays[start:stop]]
-        start = stop
-        contents.add_images(images)
-        yield images
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
+        coming = [reader.submit(shard_images, path) for path in paths[:1]]
+        hashed = hasher.submit(int)
+        for following in (*paths[1:], None):
+            if not coming:
+                return
+            images = coming.pop().result()
+            if following is not None:
+                coming.append(reader.submit(shard_images, following))
+            stop = start + len(images)
+            stay = stays[start:stop]
+            images = images if stay.all() else images[stay]
+            start = stop
+            hashed.result()
+            hashed = hasher.submit(contents.add_images, images)
+            yield images
+        hashed.result()
 
 
 def _write_split(plan: Plan, folder: Path, blocks: Iterable[np.ndarray], samples: pd.DataFrame) -> dict:
@@ -144,7 +162,7 @@ def _npy(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> Iterator[bytes
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     yield header.getvalue()
     for block in blocks:
-        yield block.tobytes()
+        yield np.ascontiguousarray(block).data.cast("B") if block.size else b""
 
 
 def _sample_columns(samples: pd.DataFrame) -> dict[str, pa.Array]:
@@ -174,6 +192,9 @@ def _manifest(plan: Plan, splits: dict, dropped: list[Dropped], duplicates: dict
         "image": {"channels": channels, "height": height, "width": width},
         "splits": splits,
         "normalization": contents.normalization(),
+        "label_mapping": dict(plan.label_mapping),
+        "published": {split: dict(counts) for split, counts in plan.published.items()},
+        "notes": list(plan.notes),
         "options": plan.all_options,
         "source": {"release": plan.release, "files": dict(plan.files)},
         "licence": plan.licence,

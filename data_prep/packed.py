@@ -2,12 +2,14 @@
 
     <out>/manifest.json, dropped.parquet, {train,val,test}/images.npy, {train,val,test}/samples.parquet
 
-`data_prep.writer` writes such a directory, `data_prep.check` compares one with its manifest.
+`data_prep.writer` writes such a directory, `data_prep.check` compares one with its manifest, `data_prep.audit` adds
+audit.json, audit.html and contact_sheets/, which are no part of the format.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
@@ -18,6 +20,9 @@ import pandas as pd
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
+SHEETS = "contact_sheets"
+SHEET_NAME = re.compile(r"\d{3,}-[a-z0-9-]*\.png(?:\.tmp)?")
+AUDIT_FILES = ("audit.json", "audit.html", SHEETS)
 CLASSES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger")
 
 
@@ -72,8 +77,14 @@ class Plan:
     decode    picklable, called as decode(rows, split) with consecutive rows; gives for each row a uint8 array of
               `shape` (C, H, W) or a `Rejected`. It must not depend on how the rows are cut into chunks.
     dropped   inputs that were left out before decoding.
-    files     sha256 of every input by name (no path), so that other inputs are another plan.
+    files     sha256 of every input by name (no path), so that other inputs are another plan. Image files may be too
+              many to read twice: `data_prep.image_files` hashes their names and sizes, and gives a `stamp`.
     published counts to compare with: split -> class -> n, or split -> {"all": n}.
+    label_mapping   what the source calls a class -> the class, for the manifest and the report.
+    notes     what a user should know about the reading, one sentence each, for the manifest and the report.
+    stamp     changes whenever an input may have changed, even if `files` is the same; it is of this machine and goes
+              into no result. Parts of an unfinished run are used again only under the same stamp.
+    newest    the latest modification time of an input, seconds; 0 where `files` covers the contents.
     """
 
     name: str
@@ -91,6 +102,10 @@ class Plan:
     dedup: bool = False
     drawn: bool = False
     published: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    label_mapping: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    stamp: str = ""
+    newest: float = 0.0
 
     @property
     def all_options(self) -> dict[str, object]:
@@ -101,6 +116,7 @@ class Plan:
         """Hash of whatever shapes the result: inputs, options, classes, labels and their order; not of any path."""
         digest = hashlib.sha256()
         facts = [FORMAT, self.name, self.classes, self.shape, dict(self.files), self.all_options, self.release]
+        facts += ["test images that equal a val image too"] * self.drop_leaks  # not so in the first version
         digest.update(json.dumps(facts, sort_keys=True).encode())
         for split in SPLITS:
             samples = self.samples[split]
@@ -133,7 +149,7 @@ class Contents:
 
     def add_images(self, images: np.ndarray) -> None:
         """Adds uint8 images (n, C, H, W)."""
-        self._digest.update(images.tobytes())
+        self._digest.update(np.ascontiguousarray(images))
         if self._split == "train":
             self._moments.add(images)
 
@@ -153,23 +169,26 @@ class Contents:
 
 
 class Moments:
-    """Mean and standard deviation per channel from a histogram of grey levels, hence exact for any number of images."""
+    """Mean and standard deviation per channel from whole-number sums, hence exact for any number of images."""
 
     def __init__(self, channels: int) -> None:
-        self._histogram = np.zeros((channels, 256), np.int64)
+        self._pixels, self._sums, self._squares = 0, [0] * channels, [0] * channels
 
     def add(self, images: np.ndarray) -> None:
         """Adds uint8 images (N, C, H, W)."""
-        for channel, histogram in enumerate(self._histogram):
-            histogram += np.bincount(images[:, channel].ravel(), minlength=256)
+        step = max(65536 // max(int(np.prod(images.shape[2:])), 1), 1)  # what fits into the processor's cache
+        for start in range(0, len(images), step):
+            block = images[start : start + step].astype(np.float64)  # whole numbers below 2^53: every sum is exact
+            self._pixels += block[:, 0].size
+            for channel in range(images.shape[1]):
+                values = block[:, channel].ravel()
+                self._sums[channel] += int(values.sum())
+                self._squares[channel] += int(values @ values)
 
     def normalization(self) -> dict[str, list[float]]:
         """{"mean", "std"} of pixel / 255, one number a channel."""
-        mean, std = [], []
-        for histogram in self._histogram.tolist():
-            n = sum(histogram)
-            total = sum(level * count for level, count in enumerate(histogram))
-            squares = sum(level * level * count for level, count in enumerate(histogram))
+        mean, std, n = [], [], self._pixels
+        for total, squares in zip(self._sums, self._squares, strict=True):
             mean.append(total / (255 * n))
             std.append(sqrt((n * squares - total * total) / (n * n)) / 255)
         return {"mean": mean, "std": std}

@@ -12,6 +12,9 @@ from data_prep import faces, synthetic
 from data_prep.packed import CLASSES, SPLITS, DataError, Plan, file_sha256
 from data_prep.synthetic import KNOBS, PRESETS, SAMPLE_COLUMNS, Recipe, draw_samples, render_samples
 
+LICENCE = "Drawn by this project, of no real person: free under the project's own licence."
+ACCESS = "Nothing to download: the faces are computed."
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """One option a knob; what is not given comes from the preset."""
@@ -40,9 +43,9 @@ def plan(options: Namespace) -> Plan:
         title="Drawn faces (7 classes)" if standard else f"Drawn faces, {options.preset} preset (7 classes)",
         classes=CLASSES,
         shape=(1, recipe.size, recipe.size),
-        samples={split: draw_samples(recipe, split)[list(SAMPLE_COLUMNS)] for split in SPLITS},
+        samples={split: _samples(recipe, split) for split in SPLITS},
         decode=partial(draw_rows, recipe=recipe),
-        licence="Drawn by this project, of no real person: free under the project's own licence.",
+        licence=LICENCE,
         release="drawn by data_prep.synthetic",
         files={path.name: file_sha256(path) for path in code},
         options=asdict(recipe),
@@ -50,6 +53,12 @@ def plan(options: Namespace) -> Plan:
     )
 
 
+def _samples(recipe: Recipe, split: str) -> pd.DataFrame:
+    samples = draw_samples(recipe, split)[list(SAMPLE_COLUMNS)]
+    return samples.assign(_position=np.arange(len(samples)))  # rows may be left out later, by --classes
+
+
 def draw_rows(rows: pd.DataFrame, split: str, recipe: Recipe) -> np.ndarray:
-    """Images of consecutive rows, uint8 (n, 1, size, size)."""
-    return render_samples(recipe, split, int(rows.index[0]), int(rows.index[-1]) + 1)
+    """Images of rows in order, uint8 (n, 1, size, size)."""
+    position = rows["_position"].to_numpy()
+    return render_samples(recipe, split, int(position[0]), int(position[-1]) + 1)[position - position[0]]

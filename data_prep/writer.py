@@ -11,12 +11,25 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from data_prep import disk
 from data_prep.join import join_shards
-from data_prep.packed import SPLITS, DataError, Dropped, Plan, partial_directory, read_manifest
+from data_prep.packed import (
+    AUDIT_FILES,
+    SHEET_NAME,
+    SHEETS,
+    SPLITS,
+    DataError,
+    Dropped,
+    Plan,
+    partial_directory,
+    read_manifest,
+)
 from data_prep.shards import Chunk, cut_into_chunks, dropped_of, finish_all
+
+ROW_BYTES = 100  # on the disk for an image's row, beside its pixels
 
 try:
     import fcntl
@@ -44,7 +57,7 @@ def write(
     out = Path(out)
     finished = _finished(plan, out, strict, overwrite)
     if finished is not None:
-        say(f"{out} already holds this data with these options: left as it is")
+        say(f"{out} already holds this data with these options: left as it is{_doubt(plan, out)}")
         return finished
     parts = partial_directory(out)
     with disk.writing(parts):
@@ -55,6 +68,7 @@ def write(
         _refuse_bad(plan.dropped, strict)
         chunks = cut_into_chunks(plan, parts)
         _say_resumed(chunks, say)
+        disk.check_space(parts, _bytes_needed(plan, chunks))
         shards = []
         bar = tqdm(total=sum(map(len, plan.samples.values())), desc=plan.name, unit="img", disable=not progress)
         with bar, closing(finish_all(plan, chunks, workers)) as results:
@@ -67,6 +81,12 @@ def write(
             _move_into_place(parts, out)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
+
+
+def _doubt(plan: Plan, out: Path) -> str:
+    """Image files are told apart by name and size, so one that was edited afterwards deserves a word."""
+    changed = plan.newest > (out / "manifest.json").stat().st_mtime
+    return " (some input is newer than it: if its content was changed, pack with --overwrite)" if changed else ""
 
 
 def _finished(plan: Plan, out: Path, strict: bool, overwrite: bool) -> dict | None:
@@ -99,10 +119,14 @@ def _finished(plan: Plan, out: Path, strict: bool, overwrite: bool) -> dict | No
 
 
 def _refuse_others_files(out: Path) -> None:
-    """--overwrite removes a whole directory, so there must be nothing in it that `write` did not put there."""
-    others = {path.name for path in out.iterdir()} - {"manifest.json", "dropped.parquet", *SPLITS}
+    """--overwrite removes a whole directory, so there must be nothing in it that data_prep did not put there."""
+    ours = {"manifest.json", "dropped.parquet", *SPLITS, *AUDIT_FILES}
+    ours |= {f"{name}.tmp" for name in AUDIT_FILES}  # of an audit that was killed
+    others = [path for path in out.iterdir() if path.name not in ours]
+    if (out / SHEETS).is_dir():
+        others += [path for path in (out / SHEETS).iterdir() if not SHEET_NAME.fullmatch(path.name)]
     if others:
-        raise DataError(f"--overwrite would remove {out / min(others)} too; move it away or choose another --out")
+        raise DataError(f"--overwrite would remove {min(others)} too; move it away or choose another --out")
 
 
 @contextmanager
@@ -130,8 +154,8 @@ def _prepare(plan: Plan, parts: Path, say: Callable[[str], None]) -> None:
     """Leaves in `parts` only what belongs to this plan."""
     note = parts / "plan.json"
     try:
-        same = json.loads(note.read_text())["plan_sha256"] == plan.sha256
-    except (OSError, ValueError, KeyError, TypeError):
+        same = json.loads(note.read_text()) == _note(plan)
+    except (OSError, ValueError):
         same = False
     if not same:
         if note.exists():
@@ -140,8 +164,20 @@ def _prepare(plan: Plan, parts: Path, say: Callable[[str], None]) -> None:
             for path in parts.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        disk.write_json(note, {"plan_sha256": plan.sha256})
+        disk.write_json(note, _note(plan))
     shutil.rmtree(parts / "done", ignore_errors=True)
+
+
+def _note(plan: Plan) -> dict[str, str]:
+    """What must be the same for the parts of a stopped run to be used."""
+    return {"plan_sha256": plan.sha256, "stamp": plan.stamp}
+
+
+def _bytes_needed(plan: Plan, chunks: list[Chunk]) -> int:
+    """At most: every part that is not there yet, and the finished files, into which the parts are copied at the end."""
+    row = int(np.prod(plan.shape)) + ROW_BYTES
+    missing = sum(len(chunk.rows) for chunk in chunks if not chunk.path.exists())
+    return row * (missing + sum(len(chunk.rows) for chunk in chunks))
 
 
 def _say_resumed(chunks: list[Chunk], say: Callable[[str], None]) -> None:

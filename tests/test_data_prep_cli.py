@@ -48,13 +48,15 @@ def sentences(capsys) -> list[str]:
 def test_list_names_every_source(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(SOURCES)
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(SOURCES)
+    assert max(map(len, lines)) <= 120
+    assert [sum(line.split()[0] == word for line in lines) for word in ("licence:", "access:")] == [len(SOURCES)] * 2
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_has_the_seam_and_its_help(name, capsys):
     module = import_module(SOURCES[name][0])
-    assert callable(module.plan) and callable(module.add_arguments)
+    assert callable(module.plan) and callable(module.add_arguments) and module.LICENCE and module.ACCESS
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     assert "--out" in capsys.readouterr().out

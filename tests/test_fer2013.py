@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep import fer2013
 from data_prep.check import check
-from data_prep.join import LEAK
+from data_prep.join import LEAK, LEAK_OF_VAL
 from data_prep.packed import CLASSES, DataError
 from data_prep.writer import write
 
@@ -254,7 +254,8 @@ def test_drop_leaks_and_dedup(tmp_path):
     assert [row[:3] for row in dropped_of(tmp_path / "clean")] == [
         ["train", "fer2013.csv", 5],
         ["val", "fer2013.csv", 10],
+        ["test", "fer2013.csv", 18],
         ["test", "fer2013.csv", 22],
     ]
-    assert cleaned["dropped"][LEAK] == 2 and cleaned["kept"] == 18
+    assert cleaned["dropped"][LEAK] == 2 and cleaned["dropped"][LEAK_OF_VAL] == 1 and cleaned["kept"] == 17
     assert cleaned["options"] == {"drop_leaks": True, "dedup": True}

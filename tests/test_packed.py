@@ -18,7 +18,7 @@ import pytest
 
 from data_prep import disk, shards, writer
 from data_prep.check import check
-from data_prep.join import LEAK, REPEAT
+from data_prep.join import LEAK, LEAK_OF_VAL, REPEAT
 from data_prep.packed import CLASSES, SPLITS, DataError, Dropped, Plan, Rejected, file_sha256, partial_directory
 from data_prep.writer import write
 
@@ -265,13 +265,19 @@ def test_equal_images_share_a_group_over_all_splits(tmp_path):
     }
 
 
-def test_drop_leaks_drops_val_and_test_images_that_are_in_train(tmp_path):
+def test_drop_leaks_drops_val_and_test_images_that_are_in_train_and_test_images_that_are_in_val(tmp_path):
     manifest = write(duplicated_plan(drop_leaks=True), tmp_path / "toy")
-    assert manifest["dropped"] == {LEAK: 2} and manifest["options"]["drop_leaks"] is True
-    assert {split: facts["n"] for split, facts in manifest["splits"].items()} == {"train": 40, "val": 9, "test": 9}
-    assert groups(tmp_path / "toy") == {"train": {0: 0, 3: 0}, "val": {5: 1, 6: 1}, "test": {4: 1}}
-    assert pd.read_parquet(tmp_path / "toy" / "dropped.parquet")["row"].tolist() == [44, 56]
+    assert manifest["dropped"] == {LEAK: 2, LEAK_OF_VAL: 1} and manifest["options"]["drop_leaks"] is True
+    assert {split: facts["n"] for split, facts in manifest["splits"].items()} == {"train": 40, "val": 9, "test": 8}
+    assert groups(tmp_path / "toy") == {"train": {0: 0, 3: 0}, "val": {5: 1, 6: 1}, "test": {}}
+    dropped = pd.read_parquet(tmp_path / "toy" / "dropped.parquet")
+    assert dropped[["row", "reason"]].to_numpy().tolist() == [[44, LEAK], [56, LEAK], [57, LEAK_OF_VAL]]
     assert check(tmp_path / "toy") == []
+
+
+def test_an_image_in_all_three_splits_leaves_val_and_test_for_the_first_reason(tmp_path):
+    plan = with_seeds(with_seeds(make_plan(SMALL, drop_leaks=True), "val", [2], [0]), "test", [4], [0])
+    assert write(plan, tmp_path / "toy")["dropped"] == {LEAK: 2}
 
 
 def test_dedup_keeps_the_first_of_each_group_within_a_split(tmp_path):
@@ -326,13 +332,13 @@ def test_a_full_disk_gives_one_sentence_and_keeps_the_parts(tmp_path, monkeypatc
     write(make_plan(), tmp_path / "whole")
     write_file = disk.write_file
 
-    def full_disk(path, blocks):
+    def full_disk(path, blocks, scratch=False):
         def blocks_until_full():
             yield from blocks
             if path.name == full_at:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        return write_file(path, blocks_until_full())
+        return write_file(path, blocks_until_full(), scratch)
 
     monkeypatch.setattr(disk, "write_file", full_disk)
     with pytest.raises(DataError, match=rf"cannot write .*{full_at}: No space left on device; free space and run the"):
