@@ -3,7 +3,7 @@
 #   make test     everything CI runs
 #   make lab      JupyterLab on notebooks/00_start_here.ipynb
 #   make table1   Table 1 on a packed data set of yours: make table1 DATA=fer2013 [WORKERS=4]
-#   make benchmark  what the live view costs, and on a GPU how fast training runs
+#   make benchmark  what the live view costs, how fast images are packed, and on a GPU how fast training runs
 PYTHON ?= python3
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 DATA ?= fer2013
@@ -61,6 +61,7 @@ test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 
 benchmark: $(VENV)/.test $(QUICK)
 	OMP_NUM_THREADS=1 $(PY) tests/benchmark_live.py --browser
+	OMP_NUM_THREADS=1 $(PY) tests/benchmark_data.py
 	$(PY) -m fer_lib.benchmark_speed --out speed.json
 
 clean:

@@ -77,16 +77,14 @@ def auto_relu(
     w_gradient = _modelled_gradient(w, noise, noise_scale) if gradient == "modelled" else None
     if FUSED and x.is_cuda and not TRITON:
         warnings.warn("Triton is not installed: AutoReLU is unfused and slower on CUDA", UserWarning, stacklevel=2)
-    elif FUSED and x.is_cuda:
-        from fer_lib import fused  # late: without CUDA nothing needs Triton
+    elif FUSED and x.is_cuda and (gradient == "literal" or not torch.compiler.is_compiling()):
+        from fer_lib import fused  # late: without CUDA nothing needs Triton. torch.compile
+        # joins the pointwise form with what stands beside it, which is faster still
 
         if fused.fits(x, w, gradient):
             return fused.auto_relu(x, w, cliff, divide_by, gradient, w_gradient)
     if gradient == "literal":
-        wide = _wide(x)
-        w = _bounded(w, wide.dtype)
-        divisor = w.abs() if divide_by == "abs" else w
-        return (cliff_relu(wide * w, cliff) / divisor).to(x.dtype)
+        return _literal(x, w, cliff, divide_by)
     return _SignedReLU.apply(x, w, w_gradient, cliff, divide_by)
 
 
@@ -156,6 +154,15 @@ class SignFlip(nn.Module):
 
     def extra_repr(self) -> str:
         return f"shape={tuple(self.sign.shape)}"  # not the sign itself: printing a model must not wait for the GPU
+
+
+@torch.compiler.disable  # its rounding error is the signal, and a compiler would make another
+def _literal(x: Tensor, w: Tensor, cliff: float, divide_by: str) -> Tensor:
+    """Eq. 2 as written."""
+    wide = _wide(x)
+    w = _bounded(w, wide.dtype)
+    divisor = w.abs() if divide_by == "abs" else w
+    return (cliff_relu(wide * w, cliff) / divisor).to(x.dtype)
 
 
 class _SignedReLU(torch.autograd.Function):

@@ -1,16 +1,22 @@
-"""How fast does training run here? python -m fer_lib.benchmark_speed [--out speed.json]
+"""How fast does training run here? python -m fer_lib.benchmark_speed [--out speed.json] [--packed DIR]
 
-Every figure is measured in one process on random images, and reported as a ratio to what stands beside it: the plain
-loop as people write it, the engine without and with captured steps, many runs at once, AutoReLU against ReLU.
+Every figure is measured in one process and reported as a ratio to what stands beside it: the plain loop as people write
+it (DataLoader workers, PIL transforms, `.item()` each step; also with tensor transforms, and timm's where it is
+installed), the engine without and with recorded and compiled steps, many runs at once, AutoReLU against ReLU, images
+that stream against images on the device, small sets against large ones. Images are noise but for --packed, a packed
+data set that is trained resident and streamed.
 """
 
 import argparse
+import importlib
 import itertools
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +29,40 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fer_lib import activations
-from fer_lib.data import PackedDataset, Split
-from fer_lib.engine import Learner, build_optimizer, choose_device, train
+from fer_lib.data import DataError, PackedDataset, Split, open_packed
+from fer_lib.engine import Learner, Precision, build_optimizer, choose_device, train
 from fer_lib.experiment import Experiment, ParameterError
 from fer_lib.files import write_json
 from fer_lib.models import build_model
 from fer_lib.runs import processor_name
+from fer_lib.time_profile import profile_steps
 
 CLASSES = 7
-# figure -> (target, whether it is a floor or a ceiling), as stated in the project's design before any measurement
-TARGETS = {"captured": (8., ">="), "many": (25., ">="), "exact": (1.02, "<="), "literal": (1.05, "<=")}
 
 
-def random_faces(n: int, side: int, held_out: int = 512) -> PackedDataset:
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. ratio: to what `against` names. target: as the project's design states it, set before any
+    measurement; `floor` says that the ratio must be at least that, else at most. seconds: a step, or None.
+    """
+
+    section: str
+    figure: str
+    ratio: float
+    against: str
+    target: float | None = None
+    floor: bool = True
+    seconds: float | None = None
+    images_per_second: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        return "met" if (self.ratio >= self.target) == self.floor or self.ratio == self.target else "missed"
+
+
+def random_faces(n: int, side: int, held_out: int = 64) -> PackedDataset:
     """A packed data set of noise, in memory: what a step costs doesn't depend on what the images show."""
     rng = np.random.default_rng(0)
     splits = {name: Split(rng.integers(0, 256, (count, 1, side, side), dtype=np.uint8),
@@ -63,16 +90,38 @@ class Pictures(Dataset):
         return self.transform(image), int(self.labels[k])
 
 
+def _loader(e: Experiment, data: PackedDataset, pil: bool, device: torch.device) -> DataLoader:
+    return DataLoader(Pictures(data.splits["train"], pil), e.batch_size, shuffle=True, drop_last=True,
+                      num_workers=min(12, os.cpu_count() or 1), pin_memory=device.type == "cuda",
+                      persistent_workers=True)
+
+
+def _timed(step: Callable[[int], object], steps: int, device: torch.device) -> float:
+    """Seconds a step, after ten."""
+    for k in range(10):
+        step(k)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for k in range(steps):
+        step(k)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / steps
+
+
 def plain_loop(e: Experiment, data: PackedDataset, device: torch.device, steps: int, pil: bool = True) -> float:
     """Seconds a step of the loop as people write it: DataLoader workers, one kernel at a time, `.item()` each step."""
-    loader = DataLoader(Pictures(data.splits["train"], pil), e.batch_size, shuffle=True, drop_last=True,
-                        num_workers=min(12, os.cpu_count() or 1), pin_memory=device.type == "cuda",
-                        persistent_workers=True)
+    return _timed(plain_step(e, data, device, pil), steps, device)
+
+
+def plain_step(e: Experiment, data: PackedDataset, device: torch.device, pil: bool = True) -> Callable[[int], float]:
+    """That loop's body."""
     model = build_model(num_classes=CLASSES).to(device).train()
     optimizer = build_optimizer(e, model)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    batches = itertools.chain.from_iterable(itertools.repeat(_loader(e, data, pil, device)))
 
-    def step() -> float:
+    def step(k: int) -> float:
         x, label = next(batches)
         loss = F.cross_entropy(model(x.to(device, non_blocking=True)), label.to(device, non_blocking=True))
         optimizer.zero_grad()
@@ -80,12 +129,7 @@ def plain_loop(e: Experiment, data: PackedDataset, device: torch.device, steps: 
         optimizer.step()
         return loss.item()
 
-    for _ in range(10):
-        step()
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - started) / steps
+    return step
 
 
 class Stride:
@@ -122,40 +166,71 @@ def side_by_side(strides: dict[str, Stride], stretches: int) -> dict[str, float]
     return {name: statistics.median(stride.seconds) for name, stride in strides.items()}
 
 
-def steps(e: Experiment, data: PackedDataset, device: torch.device, many: list[int], stretches: int) -> dict:
-    """The plain loops, the engine eager and captured, and several captured runs: seconds a step, images a second."""
+def timm_loop(e: Experiment, data: PackedDataset, device: torch.device, steps: int) -> float:
+    """Seconds a step of timm's training recipe: its ResNet-18 and optimiser, channels_last, autocast, its loss meter's
+    `.item()` each 50 steps. Raises ImportError where timm is not installed.
+    """
+    timm = importlib.import_module("timm")              # no dependency of this project
+    side = data.image[1]
+    model = timm.create_model("resnet18", num_classes=CLASSES, in_chans=1).to(device, memory_format=torch.channels_last)
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adam", lr=e.lr, weight_decay=e.weight_decay)
+    loader = _loader(e, data, pil=False, device=device)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    assert side == next(batches)[0].shape[-1]
+
+    def step(k: int) -> None:
+        x, label = (v.to(device, non_blocking=True) for v in next(batches))
+        with torch.autocast(device.type, torch.bfloat16, enabled=e.precision == "bf16"):
+            loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if k % 50 == 0:
+            loss.item()
+
+    return _timed(step, steps, device)
+
+
+def steps(e: Experiment, data: PackedDataset, device: torch.device, many: list[int], stretches: int,
+          compile_step: bool) -> Iterator[Row]:
+    """The plain loops, the engine eager, recorded and compiled, and several runs at once."""
+    section = f"{data.image[1]} px, batch {e.batch_size}, {e.precision.replace('auto', 'default precision')}"
+    Precision("auto", device).apply()                   # torch's own default: TF32 in convolutions
+    plain = plain_loop(e, data, device, 60)
+    loops = {"plain loop": plain, "plain loop, tensor transforms": plain_loop(e, data, device, 60, pil=False)}
+    try:
+        loops["timm's recipe"] = timm_loop(e, data, device, 60)
+    except ImportError:
+        print("  (timm is not installed: its recipe is left out)")
+    rate = lambda s, n=1: n * e.batch_size / s                                              # noqa: E731
+    for name, seconds in loops.items():
+        yield Row(section, name, plain / seconds, "plain loop", None, True, seconds, rate(seconds))
     images: dict = {}
-    learner = lambda k, capture=True: Learner(  # noqa: E731
-        Experiment(**{**vars(e), "seed": k}), data, device, None, capture, images)
-    seconds = {"plain": plain_loop(e, data, device, 60), "plain, tensors": plain_loop(e, data, device, 60, pil=False)}
-    strides = {"eager": Stride([learner(0, False)])}
-    if device.type == "cuda":
-        strides |= {"captured": Stride([learner(0)])} | {
-            f"{n} runs": Stride([learner(k) for k in range(n)]) for n in many}
-    seconds |= side_by_side(strides, stretches)
-    runs = {name: len(strides[name].learners) if name in strides else 1 for name in seconds}
-    return {name: {"ms": 1e3 * s, "images_per_second": runs[name] * e.batch_size / s,
-                   "ratio": runs[name] * seconds["plain"] / s} for name, s in seconds.items()}
+    learner = lambda k, way: Learner(                                                       # noqa: E731
+        replace(e, seed=k, compile_step="on" if way == "compiled" else "off"), data, device, None, way != "eager",
+        images)
+    strides, counts = {"eager": Stride([learner(0, "eager")])}, {"eager": 1}
+    for way in (["recorded"] + ["compiled"] * compile_step) * (device.type == "cuda"):
+        for n in (1, *many):
+            name = f"{way}, {n} runs at once" if n > 1 else f"{way} step, one run"
+            strides[name], counts[name] = Stride([learner(k, way) for k in range(n)]), n
+    for name, seconds in side_by_side(strides, stretches).items():
+        n = counts[name]
+        target = None if name == "eager" else 8. if n == 1 else 25. if n == max(many) else None
+        yield Row(section, name, n * plain / seconds, "plain loop", target, True, seconds, rate(seconds, n))
 
 
-def handed_out(e: Experiment, data: PackedDataset, device: torch.device, runs: int) -> dict:
-    """Images a second of `train` with its blocks and evaluations, from the second epoch on."""
-    done, started = 0, 0.
-    for block in train([(Experiment(**{**vars(e), "seed": k, "epochs": 3}), data) for k in range(runs)], device):
-        done += block.images if started else 0
-        if block.epoch == 2 and not started:
-            started, done = time.perf_counter(), 0
-    seconds = time.perf_counter() - started
-    return {"runs": runs, "images_per_second": done / seconds}
-
-
-def activation(e: Experiment, data: PackedDataset, device: torch.device, stretches: int) -> dict:
-    """Step time with AutoReLU after each block's bn1, over ReLU's: bare (nothing but the activation) and whole."""
+def activation(e: Experiment, data: PackedDataset, device: torch.device, stretches: int,
+               compile_step: bool) -> Iterator[Row]:
+    """Step time with AutoReLU after each block's bn1, over ReLU's: by itself, and the whole method."""
     images: dict = {}
+    way = "compiled" if compile_step else "recorded" if device.type == "cuda" else "eager"
+    section = (f"AutoReLU, {data.image[1]} px, batch {e.batch_size}, "
+               f"{e.precision.replace('auto', 'default precision')}, {way}")
 
     def learner(method: str, gradient: str = "literal", bare: bool = False) -> Learner:
-        made = Learner(Experiment(**{**vars(e), "method": method, "w_gradient": gradient}), data, device, None, True,
-                       images)
+        made = Learner(replace(e, method=method, w_gradient=gradient, compile_step="on" if compile_step else "off"),
+                       data, device, None, True, images)
         if bare:                                        # no re-initialisation, no log of w and signs
             made.method.before_forward = lambda step, epoch: None
             made.log.sign_sizes, made.log.w = [], made.log.w[:, :0]
@@ -165,63 +240,177 @@ def activation(e: Experiment, data: PackedDataset, device: torch.device, stretch
         activations.FUSED = not on
 
     strides = {"ReLU": Stride([learner("baseline")]), "ReLU again": Stride([learner("baseline")])}
-    for gradient in ("literal", "exact"):
-        strides |= {gradient: Stride([learner("dynamic", gradient, bare=True)]),
-                    f"{gradient}, unfused": Stride([learner("dynamic", gradient, bare=True)], unfused),
-                    f"{gradient}, whole method": Stride([learner("dynamic", gradient)])}
+    # where literal is unfused it is not compiled either: nothing new to measure
+    for gradient in ("exact", "literal") if not compile_step or _literal_is_fused(e, data) else ("exact",):
+        strides[gradient] = Stride([learner("dynamic", gradient, bare=True)])
+        if not compile_step:
+            strides |= {f"{gradient}, whole method": Stride([learner("dynamic", gradient)])} | (
+                {f"{gradient}, unfused": Stride([learner("dynamic", gradient, bare=True)], unfused)}
+                if device.type == "cuda" else {})
+    limits = {"exact": 1.02, "literal": 1.05} if device.type == "cuda" else {"exact": 1.3, "literal": 1.3}
     seconds = side_by_side(strides, stretches)
-    return {name: {"ms": 1e3 * s, "ratio": s / seconds["ReLU"]} for name, s in seconds.items()}
+    for name, s in seconds.items():
+        yield Row(section, name, s / seconds["ReLU"], "ReLU", limits.get(name), False, s)
+
+
+def _literal_is_fused(e: Experiment, data: PackedDataset) -> bool:
+    """Whether the kernels cover the first site, which has a quarter of the image's side."""
+    from fer_lib.fused import SUMMED  # late: it needs Triton
+
+    return e.batch_size * (data.image[1] // 4) ** 2 <= SUMMED
+
+
+def streaming(e: Experiment, data: PackedDataset, device: torch.device, seconds: float, rounds: int) -> Iterator[Row]:
+    """Images a second of `train` with images from the disk, over images on the device, in alternation."""
+    gigabytes = len(data.splits["train"]) * math.prod(data.image) / 1e9
+    section = f"{gigabytes:.2g} GB at {data.image[1]} px, batch {e.batch_size}, {e.precision}"
+    rates: dict[str, list[float]] = {"device": [], "disk": []}
+    for _ in range(rounds):
+        for place, found in rates.items():
+            found.append(_rate(replace(e, image_place=place), data, device, seconds))
+    resident, streamed = (statistics.median(found) for found in rates.values())
+    yield Row(section, "images on the device", 1., "images on the device", None, True, e.batch_size / resident,
+              resident)
+    yield Row(section, "images from the disk", streamed / resident, "images on the device", .9, True,
+              e.batch_size / streamed, streamed)
+
+
+def _rate(e: Experiment, data: PackedDataset, device: torch.device, seconds: float) -> float:
+    """Images a second of one run as `train` hands it out, over that time, after a second of warm-up."""
+    started, images, begun = time.perf_counter(), 0, None
+    for block in train([(e, data)], device):
+        now = time.perf_counter()
+        if begun is None:
+            begun = now if now - started > 1. and block.first_step > 300 else None
+            continue
+        images += block.images
+        if now - begun > seconds:
+            break
+    return images / (now - begun)
+
+
+def linear(e: Experiment, device: torch.device, sizes: list[int], presented: int) -> Iterator[Row]:
+    """Time an image of `train`, evaluations included, for data sets of these sizes; the first stands for 1."""
+    found: dict[int, float] = {}
+    for n in sizes:
+        data, epochs = random_faces(n, 48), 1 + max(1, round(presented / n))
+        started, images = None, 0
+        for block in train([(replace(e, epochs=epochs), data)], device):
+            if started is not None:
+                images += block.images
+            elif block.epoch > 1 or epochs == 2 and block.first_step > 300:
+                started = time.perf_counter()           # after the first epoch, or the first steps of a long one
+        found[n] = (time.perf_counter() - started) / images
+    for n, seconds in found.items():
+        ratio = seconds / found[sizes[0]]
+        yield Row("time an image, by the size of the data set", f"{n:,} images", ratio, f"{sizes[0]:,} images",
+                  1.1 if n != sizes[0] else None, False, seconds * e.batch_size, 1 / seconds)
+
+
+def handed_out(e: Experiment, data: PackedDataset, device: torch.device, runs: int) -> Iterator[Row]:
+    """Images a second of `train` with its blocks and evaluations, from the second epoch on."""
+    done, started = 0, 0.
+    for block in train([(replace(e, seed=k, epochs=3), data) for k in range(runs)], device):
+        done += block.images if started else 0
+        if block.epoch == 2 and not started:
+            started, done = time.perf_counter(), 0
+    seconds = time.perf_counter() - started
+    yield Row(f"as handed out by train, {e.precision.replace('auto', 'default precision')}", f"{runs} runs", 1.,
+              "itself", None, True, runs * e.batch_size * seconds / done, done / seconds)
+
+
+def profiles(e: Experiment, data: PackedDataset, device: torch.device) -> dict:
+    """Where a step's time goes (fer_lib.time_profile): before, in the plain loop, and after, recorded and compiled."""
+    step = plain_step(e, data, device)
+    found = {"plain loop": profile_steps(lambda: step(0), 20)}
+    for way in ("recorded", "compiled"):
+        for method in ("baseline", "dynamic"):
+            for precision in ("auto", "bf16"):
+                if way == "compiled" and (method, precision) != ("baseline", "bf16"):
+                    continue
+                one = Learner(replace(e, method=method, precision=precision,
+                                      compile_step="on" if way == "compiled" else "off"), data, device)
+                Stride([one]).stretch()
+                one.begin()
+                found[f"{way}, {method}, {Precision(precision, device).name}"] = profile_steps(one.advance, 20)
+    return found
 
 
 def environment(device: torch.device) -> dict:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"device": name, "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "cuda": torch.version.cuda, "python": sys.version.split()[0], "cpu_count": os.cpu_count()}
+            "cuda": torch.version.cuda, "python": sys.version.split()[0], "cpu_count": os.cpu_count(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
-def measure(device: torch.device, many: list[int], stretches: int) -> Iterator[tuple[str, dict]]:
-    """(section, figures), one after the other."""
-    small, large = random_faces(64 * (448 if device.type == "cuda" else 6), 48), random_faces(4096, 112)
-    yield "AutoReLU, 48 px, batch 64", activation(Experiment(epochs=100_000), small, device, stretches)
-    if device.type == "cuda":
-        e = Experiment(epochs=100_000, batch_size=512, precision="bf16")
-        yield "AutoReLU, 112 px, batch 512, bf16", activation(e, large, device, stretches)
-    for precision in ("auto", "bf16"):
-        e = Experiment(epochs=100_000, precision=precision)
-        yield f"48 px, batch 64, {precision}", steps(e, small, device, many, stretches)
-    for runs in [1, max(many)] if device.type == "cuda" else [1]:
-        yield f"as handed out, {runs} runs", handed_out(Experiment(), small, device, runs)
+def measure(device: torch.device, many: list[int], stretches: int, packed: Path | None) -> Iterator[Row]:
+    """The rows, one after the other."""
+    cuda = device.type == "cuda"
+    endless = Experiment(epochs=100_000)
+    small = random_faces(64 * (448 if cuda else 6), 48)
+    for precision in ("auto", "bf16") if cuda else ("auto",):
+        yield from steps(replace(endless, precision=precision), small, device, many, stretches, cuda)
+    for compile_step in (False, True) if cuda else (False,):
+        yield from activation(endless, small, device, stretches, compile_step)
+    if cuda:
+        large, e = random_faces(4096, 112), replace(endless, batch_size=512, precision="bf16")
+        for compile_step in (False, True):
+            yield from activation(e, large, device, stretches, compile_step)
+        for n in (1, max(many)):
+            yield from handed_out(Experiment(precision="bf16"), small, device, n)
+        yield from streaming(replace(endless, precision="bf16"), random_faces(300_000, 48), device, 4., 3)
+        yield from linear(Experiment(precision="bf16"), device, [5_000, 30_000, 300_000], 300_000)
+    if packed:
+        e = replace(endless, batch_size=512, precision="bf16")
+        yield from streaming(e, open_packed(packed), device, 8., 2)
 
 
-def show(section: str, figures: dict) -> None:
-    print(section)
-    for name, values in figures.items():
-        shown = values if isinstance(values, dict) else {name: values}
-        target = TARGETS.get("many" if name.endswith(" runs") else name, (None, ""))
-        verdict = "" if target[0] is None or "ratio" not in shown else f"   target {target[1]} {target[0]}"
-        print(f"  {name:<24} " + "   ".join(f"{k} {v:,.4g}" for k, v in shown.items()) + verdict, flush=True)
+def line(row: Row) -> str:
+    seconds = "" if row.seconds is None else f"{1e3 * row.seconds:10.3f} ms"
+    rate = "" if row.images_per_second is None else f"{row.images_per_second:12,.0f} images/s"
+    target = "" if row.target is None else f"target {'>=' if row.floor else '<='} {row.target:g}: {row.verdict}"
+    return f"  {row.figure:<32}{seconds:>13}{rate:>22}{row.ratio:9.3f} x {row.against:<16} {target}".rstrip()
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fer_lib.benchmark_speed", description=__doc__.split("\n\n")[1])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--runs", default="4,8,16", help="numbers of runs at once, joined by commas")
-    parser.add_argument("--stretches", type=int, default=7, help="timed stretches of steps for each figure")
+    parser.add_argument("--runs", default="24", help="numbers of runs at once, joined by commas")
+    parser.add_argument("--stretches", type=int, default=3, help="timed stretches of steps for each figure")
+    parser.add_argument("--packed", type=Path, help="a packed data set to train resident and streamed")
     parser.add_argument("--out", type=Path, help="write the figures as JSON there")
     args = parser.parse_args(argv)
     try:
         device = choose_device(args.device)
-    except ParameterError as error:
+        many = [int(n) for n in args.runs.split(",")]
+        if args.packed:
+            open_packed(args.packed)
+    except (ParameterError, DataError) as error:
         print(f"benchmark_speed: {error}", file=sys.stderr)
         return 2
+    except ValueError:
+        print(f"benchmark_speed: --runs takes whole numbers joined by commas, not '{args.runs}'", file=sys.stderr)
+        return 2
     torch.backends.cudnn.benchmark = True
-    result: dict = {"environment": environment(device)}
-    print(result["environment"])
-    for section, figures in measure(device, [int(n) for n in args.runs.split(",")], args.stretches):
-        result[section] = figures
-        show(section, figures)
+    facts, rows, section = environment(device), [], ""
+    print(", ".join(f"{k} {v}" for k, v in facts.items()))
+    for row in measure(device, many, args.stretches, args.packed):
+        if row.section != section:
+            section = row.section
+            print(section)
+        print(line(row), flush=True)
+        rows.append({**asdict(row), "verdict": row.verdict})
         if args.out:
-            write_json(args.out, result)
+            write_json(args.out, {"environment": facts, "stretches": args.stretches, "rows": rows})
+    if device.type == "cuda":
+        profile = profiles(Experiment(epochs=100_000), random_faces(64 * 448, 48), device)
+        for name, found in profile.items():
+            print(f"  {name}: {found['step_us']:,.0f} us a step, GPU busy {found['busy_us']:,.0f} us in "
+                  f"{found['kernels']:.0f} kernels: " + ", ".join(f"{k} {v:.0f}" for k, v in found["by_kind"].items()))
+        if args.out:
+            write_json(args.out, {"environment": facts, "stretches": args.stretches, "rows": rows, "profile": profile})
+    judged = [row for row in rows if row["verdict"]]
+    print(f"{sum(row['verdict'] == 'met' for row in judged)} of {len(judged)} targets met")
     return 0
 
 

@@ -43,15 +43,21 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _leave_recording(generators: Sequence[torch.Generator]) -> None:
+    """A recording that failed leaves its random streams waiting for its end: go on from a copy of each."""
+    for generator in generators:
+        generator.graphsafe_set_state(generator.clone_state())
+
+
 class Lane:
     """Where one run's work goes: on CUDA a stream of its own with recorded graphs, on a CPU simply done.
 
-    eager: why nothing is recorded, on CUDA; empty where it is, and on a CPU.
+    eager: why nothing is recorded, on CUDA; empty where it is, and on a CPU. note: what else keeps it slow.
     """
 
     def __init__(self, device: torch.device, eager: str = ""):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.eager = eager if self.stream else ""
+        self.eager, self.note = eager if self.stream else "", ""
         self.graphs: dict[str, Captured] = {}
         self.passes: Counter[str] = Counter()
         self.queued: deque[torch.cuda.Event] = deque()
@@ -88,6 +94,7 @@ class Lane:
                 raise
             except RuntimeError as error:
                 self.eager = f"recording failed: {str(error).splitlines()[0]}"
+                _leave_recording([*generators, torch.cuda.default_generators[self.stream.device_index]])
                 return work()
         return self._replay(self.graphs[name])
 

@@ -7,6 +7,7 @@ Nothing is unpickled. All random choices of an epoch are drawn at its start on t
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from fer_lib.experiment import Experiment, check_augment
 FORMAT = 1              # of the packed format that this version reads
 SPLITS = ("train", "val", "test")
 CROP = 1 / 12           # of the side: 4 pixels at 48
+TURN = 15.              # degrees
+SIZE = 1.15             # factor
 ERASE = (.02, .2)       # share of the image's area that erasing hides (chance .5)
 
 
@@ -147,7 +150,7 @@ def stream(seed: int, *purpose: object) -> int:
 
 
 class DeviceSplit:
-    """A split ready for training: images on the device where they fit, else copied batch by batch.
+    """A split ready for training: images on the device where they fit, else in their file, from where they stream.
 
     Batches come normalised to the train split's mean 0 and standard deviation 1, shape (B, C, S, S). shared: the
     images by their split, which runs beside each other have once.
@@ -157,7 +160,7 @@ class DeviceSplit:
                  shared: dict[int, Tensor] | None = None):
         self.device, self.size, self.dtype = device, e.image_size, dtype
         shared = {} if shared is None else shared
-        self.images = shared[id(split)] if id(split) in shared else _placed(split, device)
+        self.images = shared[id(split)] if id(split) in shared else _placed(split, device, e.image_place)
         shared[id(split)] = self.images
         self.labels = torch.from_numpy(split.samples["label"].to_numpy().copy()).to(device)
         self.soft = None
@@ -179,20 +182,22 @@ class DeviceSplit:
         """Normalised images (B, C, S, S) of the rows in `index`."""
         if isinstance(index, Tensor):
             index = index.to(self.images.device)
-        x = self.images[index].to(self.device, non_blocking=True).to(self.dtype).div_(255)
-        x = x.sub_(self.mean).div_(self.std)
+        return self.normalised(self.images[index].to(self.device, non_blocking=True))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) on the device, as the network sees it: (B, C, S, S)."""
+        x = x.to(self.dtype).div_(255).sub_(self.mean).div_(self.std)
         if self.size and self.size != x.shape[-1]:
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
         return x
 
 
-def _placed(split: Split, device: torch.device) -> Tensor:
-    """The images on the device, or in pinned host memory where they would take more than half of what is free."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.asarray(split.images))
-    images = torch.from_numpy(np.array(split.images))
+def _placed(split: Split, device: torch.device, where: str) -> Tensor:
+    """The images on the device, or as they lie in their file. auto: there where they fill half of what is free or more.
+    """
+    images = torch.from_numpy(np.asarray(split.images))
     fits = device.type != "cuda" or images.numel() < .5 * torch.cuda.mem_get_info(device)[0]
-    return images.to(device) if fits else images.pin_memory()
+    return images.to(device) if where == "device" or where == "auto" and fits else images
 
 
 def epoch_order(e: Experiment, labels: Tensor, epoch: int) -> Tensor:
@@ -218,20 +223,23 @@ def sampled_labels(e: Experiment, soft: Tensor, order: Tensor, epoch: int) -> Te
 
 
 class Augmentation:
-    """Random flips, crops and erasing of an epoch: drawn on the CPU for (steps, batch) images, applied on the device.
+    """Random flips, turns, crops and erasing of an epoch: drawn on the CPU for (steps, batch) images, applied on the
+    device. part: the images of each batch that it is applied to.
     """
 
-    def __init__(self, e: Experiment, order: Tensor, epoch: int, device: torch.device):
+    def __init__(self, e: Experiment, order: Tensor, epoch: int, device: torch.device, part: slice = slice(None)):
         self.terms = check_augment(e.augment)
         generator = torch.Generator().manual_seed(stream(e.seed, "augment", epoch))
-        draw = lambda *shape: torch.rand((*order.shape, *shape), generator=generator).to(device)  # noqa: E731
+        draw = lambda *shape: torch.rand((*order.shape, *shape), generator=generator)[:, part].to(device)  # noqa: E731
         self.flip = draw() < .5 if "flip" in self.terms else None
         self.shift = draw(2).mul_(2).sub_(1) if "crop" in self.terms else None            # (dx, dy) in -1..1
         self.erase = draw(5) if "erasing" in self.terms else None       # applied?, area, aspect, centre x, centre y
+        self.turn = draw(2).mul_(2).sub_(1) if "affine" in self.terms else None           # (angle, size) in -1..1
 
     def renew(self, other: "Augmentation") -> None:
         """Take over another epoch's draws, in place: a captured step reads them where they are."""
-        for own, new in ((self.flip, other.flip), (self.shift, other.shift), (self.erase, other.erase)):
+        for own, new in ((self.flip, other.flip), (self.shift, other.shift), (self.erase, other.erase),
+                         (self.turn, other.turn)):
             if own is not None:
                 own.copy_(new)
 
@@ -239,6 +247,8 @@ class Augmentation:
         """x (B, C, H, W), normalised; `step` counts from 0 within the epoch, or is that number in a tensor (1,)."""
         if self.flip is not None:
             x = torch.where(at(self.flip, step)[:, None, None, None], x.flip(-1), x)
+        if self.turn is not None:
+            x = turned(x, at(self.turn, step))
         if self.shift is not None:
             x = shifted(x, (at(self.shift, step) * round(CROP * x.shape[-1])).round().long())
         if self.erase is not None:
@@ -249,6 +259,19 @@ class Augmentation:
 def at(rows: Tensor, step: int | Tensor) -> Tensor:
     """One row. A step in a tensor (1,) is read on the device."""
     return rows[step].reshape(rows.shape[1:])
+
+
+def turned(x: Tensor, by: Tensor) -> Tensor:
+    """Each image turned by up to TURN and enlarged or shrunk by up to SIZE about its centre, bilinear, its edge
+    repeated outside. by (B, 2) in -1..1.
+    """
+    angle, size = by[:, 0] * math.radians(TURN), SIZE ** by[:, 1]
+    c, s = (torch.cos(angle) / size)[:, None, None], (torch.sin(angle) / size)[:, None, None]
+    h, w = x.shape[-2:]                                 # grid coordinates: -1 to 1 from edge to edge
+    v = (2 * torch.arange(h, device=x.device, dtype=x.dtype) + 1 - h)[None, :, None]    # in half pixels
+    u = (2 * torch.arange(w, device=x.device, dtype=x.dtype) + 1 - w)[None, None, :]
+    grid = torch.stack([(c * u - s * v) / w, (s * u + c * v) / h], -1).to(x.dtype)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def shifted(x: Tensor, by: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ changes no bit, so a reader can watch and steer (fer_lib.steering) between any t
 On CUDA a step is recorded once and replayed (fer_lib.capture), and the runs of one call share the device, a stream
 each. What can change between two steps lies where a replay finds it: the step's number, the epoch's order, augmentation
 and targets, the learning rate, the signs. `Block.eager` says why a run could not be recorded.
+
+One run can be spread over processes (fer_lib.world): each takes part in every step and comes to the same state.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau, StepLR
 
 from fer_lib.capture import Lane
+from fer_lib.compilation import check_compile, compiled, compiles, is_compiler_error
 from fer_lib.data import Augmentation, DeviceSplit, PackedDataset, at, epoch_order, sampled_labels, stream
 from fer_lib.experiment import Experiment, ParameterError
 from fer_lib.methods import Method, build_method
@@ -38,10 +41,12 @@ from fer_lib.metrics import Scores, confusion_matrix, scores
 from fer_lib.models import Site, build_model, load_weights, sites
 from fer_lib.steering import Command, Event, Steering
 from fer_lib.steplog import W_STATISTICS
+from fer_lib.streaming import ImageRing
+from fer_lib.world import ALONE, World
 
 BLOCK_STEPS = 32                # steps between two readings of the device's buffers, at most
-REPLAYED_STEPS = 128            # the same where steps are replayed, which take a fraction of the time
-BLOCK_SECONDS = .25             # and seconds, so that slow steps can be watched
+REPLAYED_STEPS = 512            # the same where steps are replayed, which take a fraction of the time
+BLOCK_SECONDS = .25             # and seconds for each run, so that slow steps can be watched
 BUFFER_BYTES = 64 * 2 ** 20     # of w and sign logs at most, a block: blocks get shorter where every element has a w
 EVALUATION_BATCH = 512
 RECORDED_BATCHES = 64           # of an evaluation at most: a longer one is not bound by its launches
@@ -65,9 +70,9 @@ class Block:
     turned_negative and turned_positive (share that changed since the forward before). At an epoch's end `evaluations`
     holds its scores and `train_loss` its mean loss. `events`: what steering did; such a block holds no step. memory:
     bytes, the device's peak (CPU: the process's). `state()`, `model()` and `network` show the learner at the block's
-    end; they hold until the next block is asked for. eager: why the run's steps are not recorded and replayed; empty
-    where they are, and on a CPU. Runs that are replayed advance together: the first of their blocks holds all of them
-    in `together`, the others none.
+    end; they hold until the next block is asked for. eager: why the run's steps are not recorded and replayed, or not
+    compiled where they should be; empty where they are, and on a CPU. Runs that are replayed advance together: the
+    first of their blocks holds all of them in `together`, the others none.
     """
 
     run: int
@@ -125,8 +130,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def check(e: Experiment, data: PackedDataset) -> None:
+def check(e: Experiment, data: PackedDataset, world: World = ALONE) -> None:
     """Raise ParameterError where the experiment can't run on the data, before anything is trained or written."""
+    if e.batch_size % world.size:
+        raise ParameterError(f"batch_size {e.batch_size} can't be divided among {world.size} processes: choose a "
+                             f"multiple of {world.size}")
     n = len(data.splits["train"])
     if e.batch_size > n:
         raise ParameterError(f"batch_size {e.batch_size} is larger than the {n} training images of "
@@ -135,6 +143,7 @@ def check(e: Experiment, data: PackedDataset) -> None:
         raise ParameterError(f"labels '{e.labels}' needs soft labels and '{data.path.name}' has none: use hard")
     if e.precision == "tf32" and choose_device(e.device).type != "cuda":
         raise ParameterError("precision 'tf32' needs a CUDA device: use fp32 or auto")
+    check_compile(e)
     try:
         with torch.device("meta"):
             model = _model(e, data)
@@ -156,12 +165,14 @@ class Learner:
     """One run: model, method, optimiser, data and buffers on one device.
 
     capture: record the step where the device can. images: those that runs beside this one have on the device already.
+    world: the processes that the run is spread over. Each has a Learner, and all come to the same bits; w's literal
+    gradient, which is rounding error, is then the mean of the ranks' and of another size than one process's.
     """
 
     def __init__(self, e: Experiment, data: PackedDataset, device: torch.device, steering: Steering | None = None,
-                 capture: bool = True, images: dict[int, Tensor] | None = None):
-        check(e, data)
-        self.e, self.data, self.device = e, data, device
+                 capture: bool = True, images: dict[int, Tensor] | None = None, world: World = ALONE):
+        check(e, data, world)
+        self.e, self.data, self.device, self.world = e, data, device, world
         self.steering = steering or Steering()
         self.precision = Precision(e.precision, device)
         self.train_split, *rest = (DeviceSplit(data.splits[s], data.manifest, e, device, self.precision.dtype,
@@ -175,29 +186,40 @@ class Learner:
         if changed == 0 and e.method != "baseline":
             raise ParameterError(f"method '{e.method}' changed no site of the network")
         self.model = model.to(device, self.precision.dtype)
-        self.layout = torch.channels_last               # a fifth of a step's time or more, on a CPU and on CUDA
+        self.layout = fast_layout(self.model, device)
         self.model.to(memory_format=self.layout)
+        world.connect_norms(self.model, device)
         self.optimizer = build_optimizer(e, self.model)
         self.scheduler = build_scheduler(e, self.optimizer)
         self.method.attach(self.optimizer, torch.Generator(device).manual_seed(stream(e.seed, "method")), e.seed)
+        self.method.spread(world)
         self.steps_per_epoch = len(self.train_split) // e.batch_size
         self.total_steps = self.steps_per_epoch * e.epochs
+        fast = capture and world.size == 1 and compiles(e, self.total_steps, _image(e, data), device)
+        self.loss = compiled(Learner._loss) if fast else Learner._loss
         self.step = 0                                   # steps taken
         self.epoch_losses: list[float] = []
         self.weight = _class_weights(self.train_split.labels, len(data.classes), self.precision.dtype) \
             if e.balance == "loss" else None
         self.forced: dict[str, float] = {}              # flips by hand: site -> sign
-        self.lane = Lane(device, "" if capture and self.train_split.resident else
-                         "the images don't fit on the device" if capture else "capture is switched off")
+        self.lane = Lane(device, f"the run is spread over {world.size} processes" if world.size > 1 else
+                         "" if capture else "capture is switched off")
+        with self.lane.entered():
+            self.network = world.connect_gradients(self.model)
         self.block_steps = REPLAYED_STEPS if self.lane.captures else BLOCK_STEPS
         self.log = Log(self.method, self.steerable(), e.watch_channel, device, self.precision.loss_dtype,
                        self.block_steps)
+        self.ring = None if self.train_split.resident else ImageRing(
+            self.train_split.images, e.batch_size // world.size, self.steps_per_epoch, device, self.lane.stream)
         self.best = (-math.inf, 0, {})                  # (validation macro-F1, epoch, weights) of the chosen epoch
         self.position = torch.zeros(1, dtype=torch.long, device=device)         # of the next step in its epoch
         # read by the fused optimisers from the device, in float32: for fp64 a changed rate records the step anew
         self.device_lr = [torch.zeros((), device=device) for _ in self.optimizer.param_groups] \
             if device.type == "cuda" and self.precision.dtype == torch.float32 else []
         self._drawn_epoch = 0
+        self._trained: dict[str, tuple[Tensor, Tensor]] | None = None       # an evaluation that was begun
+        self._pace = BLOCK_SECONDS                      # seconds a step takes, where a block's length is agreed
+        self.whole = True                               # between two blocks: `state()` is that of the last one's end
 
     @property
     def epoch(self) -> int:
@@ -214,13 +236,21 @@ class Learner:
         if self._drawn_epoch == self.epoch:
             return
         order = epoch_order(self.e, self.train_split.labels.cpu(), self.epoch)
-        augmentation = Augmentation(self.e, order, self.epoch, self.device)
+        own = self.world.part(self.e.batch_size)        # of each batch
+        augmentation = Augmentation(self.e, order, self.epoch, self.device, own)
         targets = self.train_split.labels[order.to(self.device)]
         if self.e.labels == "sampled":
             targets = sampled_labels(self.e, self.train_split.soft.cpu(), order, self.epoch).to(self.device)
         elif self.e.labels == "soft":
             targets = self.train_split.soft[order.to(self.device)].to(self.precision.dtype)
-        order = order.to(self.train_split.images.device)
+        if self.world.size > 1:
+            weights = torch.ones_like(order, device=self.device, dtype=self.precision.loss_dtype) \
+                if self.weight is None or targets.is_floating_point() else self.weight[targets]
+            self.divisors = weights.sum(1) / self.world.size
+        targets, order = targets[:, own], order[:, own]
+        if self.ring:
+            self.ring.start(order, self.step % self.steps_per_epoch)
+        order = order.to(self.device)
         if self._drawn_epoch and self.lane.captures:
             self.augmentation.renew(augmentation)
             self.targets.copy_(targets)
@@ -235,6 +265,8 @@ class Learner:
         for part in self.method.parts():
             if part.on_host:
                 part.before_forward(self.step + 1, self.epoch)
+        if self.ring:
+            self.ring.ready(self.step % self.steps_per_epoch)
         fixed = (tuple(self.forced), tuple(group["weight_decay"] for group in self.optimizer.param_groups),
                  tuple(group["lr"] for group in self.optimizer.param_groups if not self.device_lr))
         loss = self.lane.run("step", self._device_step, fixed, self.method.generators())
@@ -247,16 +279,10 @@ class Learner:
 
     def _device_step(self) -> Tensor:
         """What a step does on the device: the part that is recorded."""
-        k = self.position if self.train_split.resident else self.step % self.steps_per_epoch
         on_device = [part for part in self.method.parts() if not part.on_host]
         for part in on_device:
             part.before_forward(self.step + 1, self.epoch)
-        x = self.train_split.batch(at(self.order, k))
-        x = self.augmentation.apply(x, k).contiguous(memory_format=self.layout)
-        with self.precision.autocast():
-            logits = self.model(x)
-        loss = F.cross_entropy(logits.to(self.precision.loss_dtype), at(self.targets, k), self.weight,
-                               label_smoothing=self.e.label_smoothing)
+        loss = self._chosen_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         with self._device_settings():
@@ -266,6 +292,34 @@ class Learner:
         self.log.add(loss.detach())
         self.position.add_(1)
         return loss.detach()
+
+    def _chosen_loss(self) -> Tensor:
+        """Compiled where that was decided and works."""
+        try:
+            return self.loss(self)
+        except Exception as error:
+            if self.loss is Learner._loss or not is_compiler_error(error):
+                raise
+            reason = f"torch.compile failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            if self.e.compile_step == "on":
+                raise ParameterError(f"{reason} (use compile_step off)") from error
+            self.loss, self.lane.note = Learner._loss, reason
+            return self.loss(self)
+
+    def _loss(self) -> Tensor:
+        """Of the network on the step's images: the part that can be compiled."""
+        k = self.position
+        x = self.train_split.normalised(self.ring.batch(k)) if self.ring else \
+            self.train_split.batch(at(self.order, k))
+        x = self.augmentation.apply(x, k).contiguous(memory_format=self.layout)
+        with self.precision.autocast():
+            logits = self.network(x)
+        loss = F.cross_entropy(logits.to(self.precision.loss_dtype), at(self.targets, k), self.weight,
+                               label_smoothing=self.e.label_smoothing,
+                               reduction="mean" if self.world.size == 1 else "sum")
+        if self.world.size > 1:                         # so that the ranks' mean is the whole batch's (weighted) mean
+            loss = loss / at(self.divisors, k)
+        return loss
 
     @contextlib.contextmanager
     def _device_settings(self) -> Iterator[None]:
@@ -290,16 +344,27 @@ class Learner:
     def begin(self) -> int:
         """Do what steering asks for; the number of steps that the block takes at most: none where it did, or paused."""
         self._started, self._first, self._epoch = time.perf_counter(), self.step + 1, self.epoch
+        self.whole = False
         self.lane.follow()
         with self.lane.entered():
-            self.events = [event for command in self.steering.take() for event in self.obey(command)]
+            commands, most = self._plan()
+            self.events = [event for command in commands for event in self.obey(command)]
             if self.steering.paused or self.events:     # events are told at once
                 return 0
             self.draw_epoch()
             self.model.train()
             for lr, group in zip(self.device_lr, self.optimizer.param_groups):
                 lr.fill_(group["lr"])
-        return min(self.block_steps, self.log.capacity, self.steps_per_epoch - self.step % self.steps_per_epoch)
+        return min(most, self.log.capacity, self.steps_per_epoch - self.step % self.steps_per_epoch)
+
+    def _plan(self) -> tuple[list[Command], int]:
+        """The commands to obey now, and the steps that may follow. In a world both are rank 0's, on every rank."""
+        commands = self.steering.take()
+        if self.world.size == 1:
+            return commands, self.block_steps
+        most = min(self.block_steps, max(1, int(BLOCK_SECONDS / self._pace)))
+        told, most = self.world.share([[asdict(c) for c in commands], most])
+        return [Command(**c) for c in told], most
 
     def advance(self) -> None:
         """One step within a block."""
@@ -307,24 +372,41 @@ class Learner:
             self.precision.apply()
             self.train_step()
 
+    def begin_evaluation(self) -> None:
+        """At an epoch's end: start to count the held-out splits as trained, without waiting."""
+        if self.step >= self._first and self.step % self.steps_per_epoch == 0:
+            with self.lane.entered(), torch.no_grad():
+                self.precision.apply()
+                self.model.eval()
+                with self.method.as_trained() as self._special:
+                    self._trained = {name: self._counted(name) for name in self.held_out}
+                self.model.train()
+
     def finish(self, run: int, memory: int) -> Block:
         """The block of the steps since `begin`, with the evaluation where they end an epoch. memory: the peak so far.
         """
         with self.lane.entered():
             steps, lr = self.step + 1 - self._first, self.optimizer.param_groups[0]["lr"]
+            if self.world.size > 1 and steps:
+                self.world.sum(self.log.loss[:steps].div_(self.world.size))
             loss, w, negative, turned_negative, turned_positive = self.log.read(steps, self.forced)
+            if steps:
+                self._pace = (time.perf_counter() - self._started) / steps
             self.epoch_losses += loss.tolist()
             evaluations, train_loss = [], math.nan
             if steps and self.step % self.steps_per_epoch == 0:
                 train_loss, self.epoch_losses = float(np.mean(self.epoch_losses)), []
+                if self._trained is None:
+                    self.begin_evaluation()
                 self.precision.apply()
                 evaluations = self.evaluate()
                 self._end_epoch(evaluations, self._epoch)
         self.lane.wait()
+        self.whole = True
         return Block(run, self.e, self._first, self._epoch, self.steps_per_epoch, self.log.sites, loss,
                      np.full(steps, lr), w, negative, turned_negative, turned_positive,
                      steps * self.e.batch_size, time.perf_counter() - self._started, memory, self.events,
-                     evaluations, train_loss, self.step >= self.total_steps, self.lane.eager, [],
+                     evaluations, train_loss, self.step >= self.total_steps, self.lane.eager or self.lane.note, [],
                      self.state, self.weights, self)
 
     def obey(self, command: Command) -> list[Event]:
@@ -371,14 +453,17 @@ class Learner:
     @torch.no_grad()
     def evaluate(self, splits: Sequence[str] = ("val", "test")) -> list[Evaluation]:
         """Scores of the splits as trained and clean; where both are the same network it is evaluated once."""
-        held_out = {name: split for name, split in self.held_out.items() if name in splits}
+        names = [name for name in self.held_out if name in splits]
+        counts, self._trained = self._trained, None
         self.model.eval()
-        with self.method.as_trained() as special:
-            trained = {name: self._pass(split) for name, split in held_out.items()}
+        if counts is None:
+            with self.method.as_trained() as self._special:
+                counts = {name: self._counted(name) for name in names}
         with self.method.clean() as differs, self._unforced() as forced:
+            trained = {name: self._scores(name, counts[name]) for name in names}
             clean = trained
-            if differs or special or forced:
-                clean = {name: self._pass(split) for name, split in held_out.items()}
+            if differs or self._special or forced:
+                clean = {name: self._scores(name, self._counted(name)) for name in names}
         self.model.train()
         return [Evaluation(name, mode, s) for mode, found in (("trained", trained), ("clean", clean))
                 for name, s in found.items()]
@@ -395,21 +480,27 @@ class Learner:
             for name, site in chosen.items():
                 site.force(self.forced.get(name, 1.), self.device)
 
-    def _pass(self, split: DeviceSplit) -> Scores:
-        name = next(name for name, own in self.held_out.items() if own is split)
+    def _counted(self, name: str) -> tuple[Tensor, Tensor]:
+        """`_count` of a split, recorded where it can be; not waited for."""
+        split = self.held_out[name]
         if split.resident and len(split) <= RECORDED_BATCHES * EVALUATION_BATCH:
-            confusion, total = self.lane.run(f"evaluate {name}", lambda: self._count(split), tuple(self.forced))
-        else:
-            confusion, total = self._count(split)
-        return scores(confusion.cpu().numpy(), float(total) / len(split))
+            counts = self.lane.run(f"evaluate {name}", lambda: self._count(split), tuple(self.forced))
+            return tuple(count.clone() for count in counts)         # a replay writes the same tensors anew
+        return self._count(split)
+
+    def _scores(self, name: str, counts: tuple[Tensor, Tensor]) -> Scores:
+        confusion, total = counts
+        self.world.sum(confusion, total)
+        return scores(confusion.cpu().numpy(), float(total) / len(self.held_out[name]))
 
     def _count(self, split: DeviceSplit) -> tuple[Tensor, Tensor]:
-        """(confusion matrix, sum of the losses) of a split, on the device."""
+        """(confusion matrix, sum of the losses) of this rank's part of a split, on the device."""
         classes = len(self.data.classes)
         confusion = torch.zeros(classes, classes, dtype=torch.long, device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for start in range(0, len(split), EVALUATION_BATCH):
-            rows = slice(start, start + EVALUATION_BATCH)
+        part = self.world.part(len(split))
+        for start in range(part.start, part.stop, EVALUATION_BATCH):
+            rows = slice(start, min(start + EVALUATION_BATCH, part.stop))
             with self.precision.autocast():
                 logits = self.model(split.batch(rows).contiguous(memory_format=self.layout))
             logits = logits.to(self.precision.loss_dtype)
@@ -442,13 +533,15 @@ class Learner:
         best = state["best"]
         self.best = (best["macro_f1"], best["epoch"], {k: v.to(self.device) for k, v in best["weights"].items()})
         self.lane.graphs.clear()                        # they read what was replaced
+        self._trained = None
         self._drawn_epoch = 0
 
 
 def blocks_together(learners: Sequence[tuple[int, Learner]], stopping: Callable[[], bool]) -> list[Block]:
     """A block of each run, by its number: a step of each in turn, until one of them has to come to a boundary.
 
-    Where steering did something, only the blocks that tell of it, and no run takes a step.
+    Where steering did something, only the blocks that tell of it, and no run takes a step. In a world of several
+    processes they have agreed on the steps before, so that all end after the same one.
     """
     started = time.perf_counter()
     left = [[learner, learner.begin()] for _, learner in learners]
@@ -458,9 +551,13 @@ def blocks_together(learners: Sequence[tuple[int, Learner]], stopping: Callable[
             if one[1]:
                 one[0].advance()
                 one[1] -= 1
+        if learners[0][1].world.size > 1:
+            continue
         if stopping() or any(learner.steering.waiting for _, learner in learners) \
-                or time.perf_counter() - started >= BLOCK_SECONDS:
+                or time.perf_counter() - started >= BLOCK_SECONDS * len(learners):
             break
+    for _, learner in () if told else learners:         # all start before the first is waited for
+        learner.begin_evaluation()
     memory = peak_memory(learners[0][1].device) if learners else 0
     return [learner.finish(run, memory) for run, learner in told or learners]
 
@@ -541,6 +638,17 @@ class Log:
         return {name: np.stack([of(p) for p in parts], 1) for name, of in zip(W_STATISTICS, statistics, strict=True)}
 
 
+def fast_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """channels_last, a fifth of a step's time or more on a CPU and on CUDA, but for one trap.
+
+    On a CPU oneDNN writes beyond its memory (x86, torch 2.14.1) in the weight gradient of a 1x1 convolution of stride 2
+    in channels_last with 2 to 7 input channels: a ResNet narrower than 8 channels has it on its shortcuts.
+    """
+    trap = any(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8
+               for m in model.modules())
+    return torch.contiguous_format if trap and device.type == "cpu" else torch.channels_last
+
+
 class Precision:
     """Arithmetic of a run: fp32, tf32 (CUDA's matrix units), bf16 (autocast; AutoReLU stays in fp32) or fp64."""
 
@@ -606,36 +714,45 @@ def peak_memory(device: torch.device) -> int:
 
 def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device,
           states: Sequence[dict | None] | None = None, steering: Sequence[Steering] | None = None,
-          capture: bool = True) -> Iterator[Block]:
+          capture: bool = True, world: World = ALONE) -> Iterator[Block]:
     """Train the experiments together, a block at a time; `states` (from Block.state) takes them up again.
 
     They take turns, or advance side by side where their steps are captured (CUDA; with `capture`).
     Ctrl-C, SIGTERM and a "stop" of `steering` end the block at the next step; it is handed out, then Stopped is raised.
     Leaving the loop is a clean stop as well. Device settings are restored at the end. Raises ParameterError for
     settings that can't run.
+
+    world: one run, spread over processes that all call this. Commands are rank 0's; a stop on any rank, or its leaving
+    the loop, ends the run on all of them after the same block.
     """
+    assert world.size == 1 or len(runs) == 1
     states = states or [None] * len(runs)
     steering = steering or [Steering() for _ in runs]
     with _settings(runs, device), _deferred_signals() as stopping:
         learners, images = [], {}
         for (e, data), state, own in zip(runs, states, steering, strict=True):
-            learners.append(Learner(e, data, device, own, capture, images))
+            learners.append(Learner(e, data, device, own, capture, images, world))
             if state:
                 learners[-1].load_state(state)
         going = [k for k, learner in enumerate(learners) if learner.step < learner.total_steps]
         while going:
             for team in _teams(going, learners):
-                ready = [k for k in team if not steering[k].paused or steering[k].waiting]
+                ready = [k for k in team if not steering[k].paused or world.any(steering[k].waiting)]
                 if not ready and all(steering[k].paused for k in going):
                     steering[team[0]].wait(.1)
                 blocks = blocks_together([(k, learners[k]) for k in ready], stopping)
                 for block in blocks[:1]:
                     block.together.extend(blocks)
-                yield from blocks
+                try:
+                    yield from blocks
+                except GeneratorExit:
+                    world.any(True)
+                    raise
+                stop = world.any(stopping())
                 if any(event.kind == "stop" for block in blocks for event in block.events):
                     raise Stopped
                 going = [k for k in going if learners[k].step < learners[k].total_steps]
-                if stopping():
+                if stop:
                     raise Stopped
 
 

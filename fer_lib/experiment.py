@@ -4,14 +4,17 @@ Defaults are the paper's setting (section 4.2) with the choices of the README's 
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+import yaml
 
 from fer_lib import methods
 
@@ -47,7 +50,12 @@ class Experiment:
     device: str = _setting("auto", "auto (CUDA where there is one), cpu, cuda or cuda:N", part="place")
     threads: int = _setting(1, "CPU threads; another number rounds differently", low=1, high=1024, part="place")
     deterministic: bool = _setting(False, "on CUDA: only deterministic kernels (slower)", part="place")
-    checkpoint_seconds: float = _setting(60., "seconds between checkpoints", low=0., part="place")
+    compile_step: str = _setting("auto", "on CUDA, torch.compile: on, off, or auto (for runs of ten minutes or more)",
+                                 ("auto", "on", "off"), part="place")
+    image_place: str = _setting("auto", "on CUDA, where training images lie: device, disk (they stream), or auto "
+                                "(device where they fit)", ("auto", "device", "disk"), part="place")
+    checkpoint_seconds: float = _setting(60., "seconds between checkpoints, longer where they take long; 0: each block",
+                                         low=0., part="place")
     live: str = _setting("auto", "live view: auto (where somebody looks), on or off", ("auto", "on", "off"),
                          part="place")
     refresh_seconds: float = _setting(.5, "seconds between updates of the live view", low=.05, high=60., part="place")
@@ -64,7 +72,7 @@ class Experiment:
     share_activations: bool = _setting(False, "one activation object a block, as torchvision has it", part="model")
 
     image_size: int = _setting(0, "pixels a side; 0: the data's own size", low=0, high=1024, part="data")
-    augment: str = _setting("none", "none, or flip, crop, erasing joined by +", part="data")
+    augment: str = _setting("none", "none, or flip, affine, crop, erasing joined by +", part="data")
     labels: str = _setting("hard", "hard, soft, or sampled from the soft labels at each presentation",
                            ("hard", "soft", "sampled"), part="data")
     balance: str = _setting("none", "none, loss (weights 1/frequency) or sampler (classes equally often)",
@@ -203,6 +211,29 @@ def _assigned_names(cell: str) -> list[str]:
     return names
 
 
+def as_number(name: str, value: object) -> object:
+    """YAML 1.1 reads 1e-4 as a text; where the field is a number, so is the value."""
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(Experiment)}
+    if kinds.get(name) is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def settings_of(pairs: Iterable[str]) -> dict[str, object]:
+    """The settings of texts such as "lr=1e-3". Raises ParameterError for what is none."""
+    changes = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ParameterError(f"--set takes name=value, not '{pair}'")
+        try:
+            changes[key] = as_number(key, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise ParameterError(f"--set {pair}: '{value}' is no value in YAML") from None
+    return changes
+
+
 def _checked(f: dataclasses.Field, value: object) -> object:
     """The value in the field's type, or ParameterError."""
     kind, rule = type(f.default), f.metadata
@@ -222,7 +253,7 @@ def _checked(f: dataclasses.Field, value: object) -> object:
     return value
 
 
-AUGMENTATIONS = ("flip", "crop", "erasing")
+AUGMENTATIONS = ("flip", "affine", "crop", "erasing")
 
 
 def check_augment(text: str) -> list[str]:

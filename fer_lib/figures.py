@@ -1,6 +1,7 @@
 """Pictures from records: static, small, readable without colour vision, and clear about drawn data."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -255,6 +256,100 @@ def gallery(images: np.ndarray, labels: np.ndarray, classes: list[str], columns:
     return figure
 
 
+def contact_sheet(rows: dict[str, np.ndarray], drawn: bool, show_images: bool = False, headings: Sequence[str] = (),
+                  side: int = 72, dpi: int = 96) -> Figure:
+    """Pictures pixel by pixel, a row each name: uint8 (n, C, H, W), n may differ. `headings`: a word a column.
+
+    Pictures are shown whole multiples of their size, or fractions, of about `side` pixels. Saved with `dpi`, no pixel
+    is interpolated. Research pictures need the reader's own `show_images`.
+    """
+    if not (drawn or show_images):
+        raise ValueError("research pictures are not shown in notebooks that may be shared: only drawn faces are, "
+                         "unless show_images says so")
+    columns, gap = max(map(len, rows.values())), 4
+    tiles = [[_tile(picture, side) for picture in pictures] for pictures in rows.values()]
+    high, wide, depth = next(tile.shape for row in tiles for tile in row)
+    sheet = np.full((len(rows) * (high + gap), columns * (wide + gap), depth), 255, np.uint8)
+    for y, row in enumerate(tiles):
+        for x, tile in enumerate(row):
+            sheet[y * (high + gap):, x * (wide + gap):][:high, :wide] = tile
+    lines = max((word.count("\n") + 1 for word in headings), default=0)
+    left, top = 12 + 6 * max(map(len, rows)), 30 + 14 * lines
+    width, height = left + sheet.shape[1], top + sheet.shape[0]
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    ax = figure.add_axes((left / width, 0, sheet.shape[1] / width, sheet.shape[0] / height))
+    ax.imshow(sheet.repeat(3 // depth, axis=2), interpolation="nearest", aspect="auto")
+    ax.set_yticks(np.arange(len(rows)) * (high + gap) + high / 2, list(rows), fontsize=8)
+    ax.set_xticks(np.arange(len(headings)) * (wide + gap) + wide / 2, headings, fontsize=8)
+    ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    figure.text(.5, 1 - 12 / height, DRAWN if drawn else "research pictures: do not share", fontsize=8, ha="center",
+                va="center")
+    return figure
+
+
+def _tile(picture: np.ndarray, side: int) -> np.ndarray:
+    """(C, H, W) enlarged or thinned by a whole number to about `side`: (h, w, C)."""
+    longest = max(picture.shape[1:])
+    times, every = max(1, round(side / longest)), max(1, round(longest / side))
+    return np.moveaxis(picture[:, ::every, ::every], 0, -1).repeat(times, axis=0).repeat(times, axis=1)
+
+
+def class_counts(counts: pd.DataFrame, drawn: bool) -> Figure:
+    """Images of each class (rows) in each split (columns): a panel a split, bars in one order; a dashed line is where
+    all classes would be equal.
+    """
+    figure = Figure(figsize=(2.6 * counts.shape[1] + .8, .8 + .26 * len(counts)), layout="constrained")
+    axes = figure.subplots(1, counts.shape[1], sharey=True, squeeze=False)[0]
+    for ax, (split, n), color in zip(axes, counts.items(), CYCLE):
+        ax.barh(range(len(n)), n, color=color)
+        ax.axvline(n.mean(), color=GREY, lw=.8, ls="--")
+        for y, value in enumerate(n):
+            ax.text(value, y, f" {value:,}", va="center", fontsize=7, bbox={"fc": "white", "ec": "none", "pad": .5})
+        ax.set_xlim(0, 1.25 * max(1, n.max()))
+        ax.set_title(f"{split}, {n.sum():,} images", fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=7)
+    axes[0].set_yticks(range(len(counts)), counts.index, fontsize=8)
+    axes[0].invert_yaxis()
+    figure.suptitle("images of each class; dashed: all classes equal" + (f" ({DRAWN})" if drawn else ""), fontsize=9)
+    return figure
+
+
+def soft_labels(soft: np.ndarray, labels: np.ndarray, classes: Sequence[str], drawn: bool) -> Figure:
+    """The mean share that the images of each class (rows) give to every class: soft (N, K), labels (N,)."""
+    mean = np.stack([soft[labels == k].mean(0) if (labels == k).any() else np.zeros(len(classes))
+                     for k in range(len(classes))])
+    figure = Figure(figsize=(1.6 + .55 * len(classes), 1 + .36 * len(classes)), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(mean, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (y, x), value in np.ndenumerate(mean):
+        ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value > .5 else "black")
+    ax.set_xticks(range(len(classes)), classes, fontsize=7, rotation=30)
+    ax.set_yticks(range(len(classes)), classes, fontsize=8)
+    ax.set_xlabel("mean share given to")
+    ax.set_ylabel("label")
+    ax.set_title(DRAWN if drawn else "", fontsize=9)
+    return figure
+
+
+def memory(scores: pd.DataFrame, label: str, drawn: bool) -> Figure:
+    """Scores of the same networks on several sets of images: rows are seeds, columns sets, in their order."""
+    figure = Figure(figsize=(6.5, .9 + .4 * scores.shape[1]), layout="constrained")
+    ax = figure.subplots()
+    for row in scores.itertuples(index=False):
+        ax.plot(list(row), range(len(row)), color=GREY, lw=.6, zorder=0)
+    for y, (column, color) in enumerate(zip(scores, CYCLE)):
+        ax.plot(scores[column], [y] * len(scores), "o", color=color, ms=6, alpha=.8)
+    ax.set_yticks(range(scores.shape[1]), list(scores), fontsize=8)
+    ax.set_ylim(scores.shape[1] - .5, -.5)
+    ax.set_xlim(0, 1.02)
+    ax.set_xlabel(f"{label}; a line is a seed (n = {len(scores)})", fontsize=8)
+    ax.set_title(DRAWN if drawn else "", fontsize=9)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def arm_curves(epochs: pd.DataFrame, names: list[str], split: str, column: str, label: str, title: str) -> Figure:
     """A panel for each arm in `names`: a thin line a seed, a thick one for their mean, as trained.
 
@@ -272,4 +367,32 @@ def arm_curves(epochs: pd.DataFrame, names: list[str], split: str, column: str, 
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(label)
     figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def step_times(profile: dict[str, dict]) -> Figure:
+    """Where a step's time goes: a bar a way of running it, cut by what the GPU does; the rest of the step it waits.
+
+    profile: by name, as fer_lib.time_profile gives it.
+    """
+    kinds = list(dict.fromkeys(k for found in profile.values() for k in found["by_kind"]))
+    colors = dict(zip(kinds, (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)))
+    figure = Figure(figsize=(9, .8 + .42 * len(profile)), layout="constrained")
+    ax = figure.subplots()
+    for y, found in enumerate(profile.values()):
+        left, scale = 0., min(1., found["step_us"] / found["busy_us"])
+        for kind, us in found["by_kind"].items():
+            seen = ax.get_legend_handles_labels()[1]
+            ax.barh(y, us * scale, left=left, color=colors[kind], label=None if kind in seen else kind)
+            left += us * scale
+        ax.barh(y, found["step_us"] - left, left=left, color="none", edgecolor=GREY, hatch="///", linewidth=.6,
+                label="the GPU waits" if y == 0 else None)
+        ax.text(found["step_us"], y, f"  {found['step_us'] / 1000:.2f} ms, {found['kernels']:.0f} kernels", va="center",
+                fontsize=8)
+    ax.set_yticks(range(len(profile)), list(profile))
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.25 * max(found["step_us"] for found in profile.values()))
+    ax.set_xlabel("microseconds a training step")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False, loc="lower right")
     return figure

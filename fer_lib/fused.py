@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 W_MIN, W_MAX = tl.constexpr(2.0**-80), tl.constexpr(2.0**80)    # as in fer_lib.activations
 SMALL, LARGE = tl.constexpr(2.0**-100), tl.constexpr(2.0**120)
@@ -37,9 +36,7 @@ def fits(x: Tensor, w: Tensor, gradient: str) -> bool:
 
 def auto_relu(x: Tensor, w: Tensor, cliff: float, divide_by: str, gradient: str, w_gradient: Tensor | None) -> Tensor:
     """`activations.auto_relu` for what `fits`. w_gradient: what w receives with "modelled"."""
-    if gradient == "literal":
-        return _Literal.apply(x, w, cliff, divide_by == "abs")
-    return _Signed.apply(x, w, w_gradient, cliff, divide_by == "abs")
+    return _auto_relu(x, w, w_gradient, cliff, divide_by == "abs", gradient == "literal")
 
 
 def _layout(x: Tensor, w: Tensor) -> tuple[int, int] | None:
@@ -57,52 +54,68 @@ def _layout(x: Tensor, w: Tensor) -> tuple[int, int] | None:
     return (w.numel(), 1) if rows and w.shape == x.shape[1:] else None
 
 
-class _Signed(torch.autograd.Function):
-    """The pointwise form with its true gradient in x."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, w_gradient: Tensor | None, cliff: float, by_abs: bool) -> Tensor:
-        y = _forward(x, w, cliff, by_abs, literal=False)
-        ctx.save_for_backward(y, w, w_gradient)
-        ctx.by_abs = by_abs
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple:
-        y, w, w_gradient = ctx.saved_tensors
-        size, inner = _layout(y, w)
-        upstream, dx, dw = _like(upstream, y), torch.empty_like(y), torch.empty_like(w)
-        _signed_backward[(triton.cdiv(y.numel(), BLOCK),)](upstream, y, w, dx, dw, y.numel(), size, inner, ctx.by_abs,
-                                                           BLOCK)
-        return dx, dw if w_gradient is None else w_gradient, None, None, None
+@torch.library.custom_op("fer_lib::auto_relu", mutates_args=(), schema="(Tensor x, Tensor w, Tensor? w_gradient, "
+                         "float cliff, bool by_abs, bool literal) -> Tensor")
+def _auto_relu(x, w, w_gradient, cliff, by_abs, literal):
+    """An operator of its own, so that torch.compile takes the kernels as they are, rounding and all."""
+    return _forward(x, w, cliff, by_abs, literal)
 
 
-class _Literal(torch.autograd.Function):
-    """Eq. 2 as written, with the rounding of its autograd."""
+@torch.library.custom_op("fer_lib::auto_relu_backward", mutates_args=(), schema="(Tensor upstream, Tensor x_or_y, "
+                         "Tensor w, float cliff, bool by_abs, bool literal) -> (Tensor, Tensor)")
+def _auto_relu_backward(upstream, x_or_y, w, cliff, by_abs, literal):
+    if literal:
+        return _literal(upstream, x_or_y, w, cliff, by_abs)
+    return _signed(upstream, x_or_y, w, by_abs)
 
-    @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, cliff: float, by_abs: bool) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.cliff, ctx.by_abs = cliff, by_abs
-        return _forward(x, w, cliff, by_abs, literal=True)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple:
-        x, w = ctx.saved_tensors
-        size, inner = _layout(x, w)
-        rows = x.numel() // size                # elements that share a w
-        block_c = 1 if inner > 1 else min(64, triton.next_power_of_2(size))
-        block_r = BLOCK // block_c
-        groups, tiles = triton.cdiv(size, block_c), triton.cdiv(rows, block_r)
-        splits = min(triton.cdiv(tiles, 2), triton.cdiv(PROGRAMS, groups))
-        upstream, dx, dw = _like(upstream, x), torch.empty_like(x), torch.empty_like(w)
-        sums = torch.empty(2, splits, size, dtype=torch.float32, device=x.device)
-        _literal_backward[(groups, splits)](upstream, x, w, dx, sums, rows, size, inner, ctx.cliff,
-                                            ctx.cliff != math.inf, ctx.by_abs, block_r, block_c, enable_fp_fusion=False)
-        _finish[(triton.cdiv(size, 8),)](sums, w, dw, splits, size, ctx.by_abs, 128, 8, enable_fp_fusion=False)
-        return dx, dw, None, None
+@_auto_relu.register_fake
+def _(x, w, w_gradient, cliff, by_abs, literal):
+    return torch.empty_like(x)
+
+
+@_auto_relu_backward.register_fake
+def _(upstream, x_or_y, w, cliff, by_abs, literal):
+    return torch.empty_like(x_or_y), torch.empty_like(w)
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    x, w, w_gradient, *ctx.settings = inputs
+    # literal needs x for the two sums of dL/dw, the pointwise form only where its output is not 0
+    ctx.save_for_backward(x if ctx.settings[-1] else output, w, w_gradient)
+
+
+def _backward(ctx, upstream: Tensor) -> tuple:
+    x_or_y, w, w_gradient = ctx.saved_tensors
+    dx, dw = _auto_relu_backward(upstream, x_or_y, w, *ctx.settings)
+    return dx, dw if w_gradient is None else w_gradient, None, None, None, None
+
+
+_auto_relu.register_autograd(_backward, setup_context=_keep)
+
+
+def _signed(upstream: Tensor, y: Tensor, w: Tensor, by_abs: bool) -> tuple[Tensor, Tensor]:
+    """(dL/dx, 0) of the pointwise form."""
+    size, inner = _layout(y, w)
+    upstream, dx, dw = _like(upstream, y), torch.empty_like(y), torch.empty_like(w)
+    _signed_backward[(triton.cdiv(y.numel(), BLOCK),)](upstream, y, w, dx, dw, y.numel(), size, inner, by_abs, BLOCK)
+    return dx, dw
+
+
+def _literal(upstream: Tensor, x: Tensor, w: Tensor, cliff: float, by_abs: bool) -> tuple[Tensor, Tensor]:
+    """(dL/dx, dL/dw) of eq. 2 as written, with the rounding of its autograd."""
+    size, inner = _layout(x, w)
+    rows = x.numel() // size                # elements that share a w
+    block_c = 1 if inner > 1 else min(64, triton.next_power_of_2(size))
+    block_r = BLOCK // block_c
+    groups, tiles = triton.cdiv(size, block_c), triton.cdiv(rows, block_r)
+    splits = min(triton.cdiv(tiles, 2), triton.cdiv(PROGRAMS, groups))
+    upstream, dx, dw = _like(upstream, x), torch.empty_like(x), torch.empty_like(w)
+    sums = torch.empty(2, splits, size, dtype=torch.float32, device=x.device)
+    _literal_backward[(groups, splits)](upstream, x, w, dx, sums, rows, size, inner, cliff, cliff != math.inf, by_abs,
+                                        block_r, block_c, enable_fp_fusion=False)
+    _finish[(triton.cdiv(size, 8),)](sums, w, dw, splits, size, by_abs, 128, 8, enable_fp_fusion=False)
+    return dx, dw
 
 
 def _forward(x: Tensor, w: Tensor, cliff: float, by_abs: bool, literal: bool) -> Tensor:

@@ -37,6 +37,11 @@ def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], ro
 _stopping = threading.Event()                           # in a worker: start no other run
 
 
+def stopping() -> bool:
+    """In a worker: whether the batch command has stopped."""
+    return _stopping.is_set()
+
+
 def heed(batch: Connection) -> None:
     """In a new worker: Ctrl-C is the batch command's alone; when that stops, or dies, stop this worker's kernel."""
     def watch() -> None:

@@ -23,7 +23,7 @@ def follow(blocks: Iterable[Block], say: Callable[[str], None], seconds: float =
                                              "loss": math.nan, "eager": ""})
         if block.eager and not facts["eager"]:
             facts["eager"] = block.eager
-            say(f"steps are not recorded as a CUDA graph, and so slower: {block.eager}")
+            say(f"slower than it could be: {block.eager}")
         facts["flips"] += int(np.any(block.turned_negative + block.turned_positive > 0, axis=1).sum())
         facts["images"] += block.images
         for v in block.evaluations:

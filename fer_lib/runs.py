@@ -15,6 +15,7 @@ A finished run is never trained again; an unfinished one goes on from its checkp
 numbers a reader changed by hand (flips, lr, weight decay) moves to `...-steered`: it is not the experiment any more.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -40,8 +41,10 @@ from fer_lib.files import RecordError, write_atomically, write_json, write_table
 from fer_lib.steering import CHANGES, REQUESTS, Steering
 from fer_lib.steplog import FLIP_COLUMNS, LogReader, StepLog, block_rows, flip_table, history_table, read_lines
 from fer_lib.workspace import Workspace
+from fer_lib.world import ALONE, World
 
 RECORD_FORMAT = 1
+CHECKPOINT_SHARE = .01          # of the training time may go into checkpoints: where they take long they get rarer
 EVENT_COLUMNS = ["step", "epoch", "kind", "site", "value"]
 
 
@@ -163,20 +166,26 @@ def reopen_run(path: Path, workspace: Workspace) -> Run:
     return Run(e, data, workspace.runs, path)
 
 
-def record(runs: Sequence[Run], device: torch.device | None = None) -> Iterator[Block]:
+def record(runs: Sequence[Run], device: torch.device | None = None, world: World = ALONE) -> Iterator[Block]:
     """Train what is not finished and record it; yields the blocks. Leaving the loop keeps a resumable record.
 
     All runs share one device (by default that of the first experiment). Ctrl-C, SIGTERM or a reader's stop: each run is
     checkpointed at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss is no longer a
     number.
+
+    world: one run on several processes. Rank 0 records it; the others take part, write nothing and answer no request.
     """
     going = [run for run in runs if not run.finished]
     if not going:
         return
     device = device or engine.choose_device(going[0].experiment.device)
-    recorders = [Recorder(run, device) for run in going]
+    if world.rank:
+        yield from _take_part(going[0], device, world)
+        return
+    with _together(world):
+        recorders = [Recorder(run, device, world, len(going)) for run in going]
     blocks = engine.train([(run.experiment, run.data) for run in going], device, [r.state for r in recorders],
-                          [run.steering for run in going])
+                          [run.steering for run in going], world=world)
     try:
         for block in blocks:
             _take_in(recorders, block.together)
@@ -197,6 +206,26 @@ def record(runs: Sequence[Run], device: torch.device | None = None) -> Iterator[
             r.close()
 
 
+def _take_part(run: Run, device: torch.device, world: World) -> Iterator[Block]:
+    """What the ranks after 0 do. Closed with its loop, as rank 0's blocks are."""
+    path = run.path / "checkpoint.safetensors"
+    with _together(world):
+        state = read_state(path)["learner"] if path.exists() else None
+    yield from engine.train([(run.experiment, run.data)], device, [state], world=world)
+
+
+@contextlib.contextmanager
+def _together(world: World) -> Iterator[None]:
+    """Where this fails on one rank no rank goes on to wait for it."""
+    try:
+        yield
+    except RecordError:
+        world.any(True)
+        raise
+    if world.any(False):
+        raise engine.Stopped
+
+
 def _take_in(recorders: Sequence["Recorder"], blocks: Sequence[Block]) -> None:
     """Record blocks of runs that advanced together. Raises Diverged for the first that did, after all are recorded."""
     failure = None
@@ -212,27 +241,27 @@ def _take_in(recorders: Sequence["Recorder"], blocks: Sequence[Block]) -> None:
 class Recorder:
     """Writes one run's record, block by block."""
 
-    def __init__(self, run: Run, device: torch.device):
-        self.run, self.e = run, run.experiment
+    def __init__(self, run: Run, device: torch.device, world: World = ALONE, together: int = 1):
+        self.run, self.e, self.together = run, run.experiment, together
         self.state: dict | None = None
         self.block: Block | None = None
         self.log: StepLog | None = None
         self.failed, self.steered, self.events = False, run.steered, 0
         self.seconds, self.images, self.saved_step, self.memory = 0., 0, 0, 0
-        self.saved_at = time.monotonic()
+        self.saved_at, self.interval = time.monotonic(), self.e.checkpoint_seconds
         if (self.path / "checkpoint.safetensors").exists():
             saved = read_state(self.path / "checkpoint.safetensors")
             self.state, self.saved_step = saved["learner"], saved["learner"]["step"]
             self.seconds, self.images = saved["seconds"], saved["images"]
             self.events = saved.get("events", 0)
         shutil.rmtree(self.path / REQUESTS, ignore_errors=True)         # meant for an earlier process
-        self._write_head(device)
+        self._write_head(device, world)
 
     @property
     def path(self) -> Path:
         return self.run.path
 
-    def _write_head(self, device: torch.device) -> None:
+    def _write_head(self, device: torch.device, world: World) -> None:
         e = self.e
         write_json(self.path / "experiment.json", {
             "id": self.run.id, "semantics": SEMANTICS, "data": self.run.data.manifest["name"],
@@ -240,7 +269,7 @@ class Recorder:
             "image": self.run.data.image, "normalization": self.run.data.manifest["normalization"],
             "splits": {name: len(split) for name, split in self.run.data.splits.items()},
             "experiment": json.loads(e.to_json())})
-        write_json(self.path / "environment.json", environment(e, device))
+        write_json(self.path / "environment.json", environment(e, device, world))
         self._write_result({"status": "running"})
 
     def add(self, block: Block) -> None:
@@ -262,7 +291,7 @@ class Recorder:
                            f"the run has diverged; try a smaller lr than {self.e.lr:g}")
         if block.last:
             self.finish()
-        elif "checkpoint" in kinds or time.monotonic() - self.saved_at >= self.e.checkpoint_seconds:
+        elif "checkpoint" in kinds or time.monotonic() - self.saved_at >= self.interval:
             self.checkpoint()
 
     def _become_steered(self) -> None:
@@ -273,19 +302,28 @@ class Recorder:
 
     def checkpoint(self) -> None:
         """Everything needed to go on, written so that a crash at any moment leaves a consistent state."""
+        started = time.monotonic()
         self.log.sync()
         write_state(self.path / "checkpoint.safetensors", {"learner": self.block.state(), "seconds": self.seconds,
                                                            "images": self.images, "events": self.events})
         self.saved_at, self.saved_step = time.monotonic(), self.block.last_step
+        if self.e.checkpoint_seconds:                   # all runs of the group wait while each is saved
+            cost = (self.saved_at - started) * self.together
+            self.interval = max(self.e.checkpoint_seconds, cost / CHECKPOINT_SHARE)
 
     def stop(self, status: str, reason: str) -> None:
-        """Keep what there is: a failed run's record ends at the failure, its checkpoint stays the last good one."""
-        if self.block is None or self.run.finished:
+        """Keep what there is: a failed run's record ends at the failure, its checkpoint stays the last good one.
+
+        Where it broke off within a block, its state is of no step's end and the last checkpoint stays as well.
+        """
+        if self.run.finished:
             return
-        if status == "interrupted" and self.block.last_step > self.saved_step:
+        if status == "interrupted" and self.block is not None and self.block.network.whole \
+                and self.block.last_step > self.saved_step:
             self.checkpoint()
-        self._write_result({"status": status, "reason": reason, "step": self.block.last_step,
-                            "steps": self.block.steps_per_epoch * self.e.epochs})
+        step = self.saved_step if self.block is None else self.block.last_step
+        steps = len(self.run.data.splits["train"]) // self.e.batch_size * self.e.epochs
+        self._write_result({"status": status, "reason": reason, "step": step, "steps": steps})
 
     def close(self) -> None:
         if self.log is not None:
@@ -301,7 +339,7 @@ class Recorder:
             write_table(self.path / "events.parquet", self.run.events)
         write_weights(self.path / "model.safetensors", self.block.state()["best"]["weights"])
         pace = {"seconds": round(self.seconds, 3), "images_per_second": round(self.images / self.seconds, 1),
-                "peak_memory_bytes": self.memory}
+                "peak_memory_bytes": self.memory, "runs_together": self.together}
         counts = {name: len(split) for name, split in self.run.data.splits.items()}
         self._write_result({"status": "finished", "n": counts, **pace,
                             **summary(self.e, epochs, flips, self.block.steps_per_epoch)})
@@ -362,12 +400,12 @@ def summary(e: Experiment, epochs: pd.DataFrame, flips: pd.DataFrame, steps_per_
                       "epochs_since_last": since}}
 
 
-def environment(e: Experiment, device: torch.device) -> dict:
+def environment(e: Experiment, device: torch.device, world: World = ALONE) -> dict:
     """What the numbers were made with. No host name, no path."""
     packages = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"device": name, "device_type": device.type, "precision": Precision(e.precision, device).name,
-            "threads": e.threads, "deterministic": e.deterministic, "cuda": torch.version.cuda,
+            "threads": e.threads, "deterministic": e.deterministic, "processes": world.size, "cuda": torch.version.cuda,
             "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
             "cpu_count": os.cpu_count(), "packages": {p: metadata.version(p) for p in packages},
             "date": time.strftime("%Y-%m-%d", time.gmtime())}

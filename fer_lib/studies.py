@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -18,11 +18,12 @@ from pathlib import Path
 
 import yaml
 
-from fer_lib.experiment import Experiment, ParameterError
+from fer_lib.experiment import Experiment, ParameterError, as_number, settings_of
 from fer_lib.files import RecordError
 from fer_lib.kernels import execute, heed, run_notebook
 from fer_lib.records import read_records
 from fer_lib.runs import Run, open_run
+from fer_lib.sharing import devices_of, train_on_gpus
 from fer_lib.statistics import compare_arms
 from fer_lib.workspace import Workspace, find_workspace
 
@@ -78,7 +79,7 @@ def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, ob
             if fixed := {"study", "name", "seed"} & set(values):
                 raise ParameterError(f"'{min(fixed)}' is no setting of an arm: the study file's keys study, arms and "
                                      "seeds give it")
-            values = {k: _number(k, v) for k, v in values.items()}
+            values = {k: as_number(k, v) for k, v in values.items()}
             try:
                 experiments.append(Experiment.from_mapping(
                     {**values, "study": name, "name": arm, "seed": seed}))
@@ -86,15 +87,6 @@ def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, ob
                 raise ParameterError(f"arm '{arm}' of '{path.name}': {error}") from None
     texts = {k: str(content[k]).strip() for k in ("title", "note", "report", "measure") if k in content}
     return Study(name, experiments, **texts)
-
-
-def _number(name: str, value: object) -> object:
-    """YAML 1.1 reads 1e-4 as a text; where the field is a number, so is the value."""
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(Experiment)}
-    if kinds.get(name) is float and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value
 
 
 @dataclass(frozen=True)
@@ -108,17 +100,21 @@ class Outcome:
     result: dict = field(default_factory=dict)
 
 
-def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None]) -> list[Outcome]:
-    """Train what is not finished, `workers` kernels at a time. Raises ParameterError, DataError or RecordError
-    before anything starts.
+def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None],
+              together: int = 0) -> list[Outcome]:
+    """Train what is not finished: on GPUs in groups (`together` runs on each; 0: as many as still gain), else
+    `workers` kernels at a time. Raises ParameterError, DataError or RecordError before anything starts.
     """
     runs = [open_run(e, workspace) for e in study.experiments]
     _check_ending(study, runs, workspace)
     going = [run for run in runs if not run.finished]
-    say(f"{study.name}: {len(runs)} runs, {len(runs) - len(going)} finished before, {len(going)} to train, "
-        f"{workers} at a time")
+    gpus = devices_of(going)
+    where = f"on {', '.join(gpus)}" if gpus else f"{workers} at a time"
+    say(f"{study.name}: {len(runs)} runs, {len(runs) - len(going)} finished before, {len(going)} to train, {where}")
     done = [Outcome(run, "finished", result=run.result) for run in runs if run.finished]
-    with contextlib.closing(_outcomes(going, workspace, min(workers, max(1, len(going))))) as outcomes:
+    workers = min(workers, max(1, len(going)))
+    with contextlib.closing(_trained_on_gpus(going, workspace, workers, gpus, together, say) if gpus else
+                            _outcomes(going, workspace, workers)) as outcomes:
         for outcome in outcomes:
             done.append(outcome)
             say(f"[{len(done)}/{len(runs)}] {_line(outcome)}")
@@ -137,28 +133,55 @@ def _check_ending(study: Study, runs: list[Run], workspace: Workspace) -> None:
         raise ParameterError(f"unknown measure '{study.measure}' (choose one of {', '.join(measures)})")
 
 
-def _outcomes(going: list[Run], workspace: Workspace, workers: int) -> Iterator[Outcome]:
-    """Outcomes as they come. The seam for another scheduler: it maps `execute` over the runs.
-
-    Left early, by Ctrl-C or otherwise, it ends when each kernel has written its checkpoint and is gone.
+@contextlib.contextmanager
+def _kernels(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Workers that run notebooks. Left by an exception, Ctrl-C among them, it ends when each kernel has written its
+    checkpoint and is gone.
     """
-    if not going:
-        return
-    started = time.monotonic()
     context = get_context("spawn")                      # not forked: torch and ZeroMQ don't survive a fork
     reader, writer = context.Pipe(duplex=False)
     with writer, ProcessPoolExecutor(workers, context, heed, (reader,)) as pool:
         try:
-            jobs: dict[Future, Run] = {}
-            for run in going:
-                parameters = dataclasses.asdict(run.experiment)
-                jobs[pool.submit(execute, parameters, workspace.root, run.path / "notebook.ipynb")] = run
-            for job in as_completed(jobs):
-                yield _outcome(jobs[job], job, time.monotonic() - started)
+            yield pool
         except BaseException:
             writer.close()                              # this tells the workers
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _submit(pool: ProcessPoolExecutor, run: Run, workspace: Workspace) -> Future:
+    return pool.submit(execute, dataclasses.asdict(run.experiment), workspace.root, run.path / "notebook.ipynb")
+
+
+def _outcomes(going: list[Run], workspace: Workspace, workers: int) -> Iterator[Outcome]:
+    """Outcomes as they come, each run trained by its notebook. The seam for another scheduler: it maps `execute` over
+    the runs.
+    """
+    if not going:
+        return
+    started = time.monotonic()
+    with _kernels(workers) as pool:
+        jobs = {_submit(pool, run, workspace): run for run in going}
+        for job in as_completed(jobs):
+            yield _outcome(jobs[job], job, time.monotonic() - started)
+
+
+def _trained_on_gpus(going: list[Run], workspace: Workspace, workers: int, gpus: list[str], together: int,
+                     say: Callable[[str], None]) -> Iterator[Outcome]:
+    """Outcomes as they come: runs trained in groups, then each one's notebook, which finds it finished."""
+    started = time.monotonic()
+    jobs: dict[Future, Run] = {}
+    with _kernels(workers) as pool, contextlib.closing(
+            train_on_gpus(going, workspace, gpus, together, say)) as trained:
+        for run, sentence in trained:
+            if sentence:
+                yield Outcome(run, "failed", time.monotonic() - started, sentence)
+            else:
+                jobs[_submit(pool, run, workspace)] = run
+            for job in [job for job in jobs if job.done()]:
+                yield _outcome(jobs.pop(job), job, time.monotonic() - started)
+        for job in as_completed(jobs):
+            yield _outcome(jobs[job], job, time.monotonic() - started)
 
 
 def _outcome(run: Run, job: Future, seconds: float) -> Outcome:
@@ -218,19 +241,6 @@ def _shown(path: Path) -> str:
     return str(path)
 
 
-def _changes(pairs: Iterable[str]) -> dict[str, object]:
-    changes = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ParameterError(f"--set takes name=value, not '{pair}'")
-        try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ParameterError(f"--set {pair}: '{value}' is no value in YAML") from None
-    return changes
-
-
 def _seeds(text: str | None) -> list[int] | None:
     try:
         return [int(s) for s in text.split(",")] if text is not None else None
@@ -243,7 +253,9 @@ def main(argv: list[str] | None = None) -> int:
                                      description="Train a study's runs, each in a notebook of its own.")
     parser.add_argument("study", type=Path, help="a study file, such as notebooks/studies/quick.yml")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
-                        help="kernels at a time (default: as many as cores)")
+                        help="notebook kernels at a time (default: as many as cores)")
+    parser.add_argument("--together", type=int, default=0,
+                        help="runs that share a GPU (default: as many as still gain, measured)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the study's")
     parser.add_argument("--name", help="folder of the records below runs/, in place of the study's name")
     parser.add_argument("--seeds", help="in place of the study's, such as 0,1,2")
@@ -252,11 +264,13 @@ def main(argv: list[str] | None = None) -> int:
     say = lambda text: print(text, flush=True)                                              # noqa: E731
     workspace = find_workspace()
     try:
-        changes = _changes(args.set) | ({"device": args.device} if args.device else {})
+        changes = settings_of(args.set) | ({"device": args.device} if args.device else {})
         study = read_study(args.study, _seeds(args.seeds), changes, args.name)
         if args.workers < 1:
             raise ParameterError(f"--workers is at least 1, not {args.workers}")
-        outcomes = run_study(study, workspace, args.workers, say)
+        if args.together < 0:
+            raise ParameterError(f"--together is at least 1 (or 0: measured), not {args.together}")
+        outcomes = run_study(study, workspace, args.workers, say, args.together)
         failed = [o for o in outcomes if o.status != "finished"]
         if len(failed) < len(outcomes):
             say(f"\n{study.title}\n\n{closing_table(study, outcomes, workspace)}\n")

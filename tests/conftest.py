@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fer_lib import models
+from fer_lib import engine, models
 from fer_lib.data import PackedDataset, Split
 from fer_lib.engine import Block, train
 from fer_lib.experiment import Experiment
@@ -141,6 +141,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
     short(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are cut by steps alone: a busy machine makes none of them shorter."""
+    monkeypatch.setattr(engine, "BLOCK_SECONDS", 600.)
 
 
 @pytest.fixture

@@ -274,6 +274,19 @@ def test_work_that_cannot_be_recorded_runs_and_says_why():
 
 
 @gpu
+def test_random_streams_survive_a_recording_that_failed():
+    streams = [torch.Generator("cuda").manual_seed(3) for _ in range(2)]
+    torch.cuda.manual_seed(4)
+    draw = lambda stream: torch.cat([torch.rand(5, device="cuda", generator=g) for g in (stream, None)])  # noqa: E731
+    expected = [draw(streams[0]).tolist() for _ in range(WARM_UP + 2)]
+    torch.cuda.manual_seed(4)
+    lane = Lane(torch.device("cuda"))
+    with lane.entered():
+        found = [lane.run("work", lambda: [draw(streams[1]).tolist()], (), streams)[0] for _ in range(WARM_UP + 2)]
+    assert lane.eager.startswith("recording failed: ") and found == expected
+
+
+@gpu
 def test_leaving_in_mid_round_keeps_records_that_go_on_to_the_same_bits(tmp_path):
     data = make_data()
     experiments = [exact(seed=k, method="dropout+dynamic", w0=.003) for k in range(3)]

@@ -11,6 +11,8 @@ import torch
 from conftest import CPU, make_data, make_experiment
 
 from fer_lib.data import (
+    SIZE,
+    TURN,
     Augmentation,
     DataError,
     DeviceSplit,
@@ -20,6 +22,7 @@ from fer_lib.data import (
     sampled_labels,
     shifted,
     stream,
+    turned,
 )
 
 
@@ -197,6 +200,32 @@ def test_crops_shift_by_a_twelfth_of_the_side_at_most():
             assert len(match) == 1
             seen.add(match[0])
     assert seen == {(dx, dy) for dx in range(-2, 3) for dy in range(-2, 3)}
+
+
+def test_turns_keep_the_centre_and_move_the_corners_by_the_angle():
+    x = torch.zeros(2, 1, 65, 65)
+    x[:, :, 32, 56] = 1                                             # right of the centre by 24 pixels
+    y = turned(x, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    down, right = np.unravel_index(y[0, 0].argmax(), (65, 65))
+    angle = np.degrees(np.arctan2(down - 32, right - 32))
+    assert abs(abs(angle) - TURN) < 1.5 and np.hypot(down - 32, right - 32) == pytest.approx(24, abs=1)
+    assert int(y[1, 0, 32].argmax()) - 32 == pytest.approx(24 * SIZE, abs=0.6)
+    flat = torch.full((2, 3, 24, 32), 0.7)
+    torch.testing.assert_close(turned(flat, torch.tensor([[1.0, -1.0], [-1.0, 1.0]])), flat)
+    same = torch.randn(2, 1, 24, 32)
+    torch.testing.assert_close(turned(same, torch.zeros(2, 2)), same)
+
+
+def test_affine_draws_angles_and_sizes_of_their_own_and_leaves_the_others_draws():
+    e = make_experiment(augment="affine+crop+erasing+flip")
+    drawn = Augmentation(e, ORDER, 1, CPU)
+    assert drawn.turn.shape == (2, 32, 2) and drawn.turn.abs().max() <= 1
+    assert abs(float(drawn.turn.mean())) < 0.2 and float(drawn.turn.std()) == pytest.approx(3**-0.5, abs=0.1)
+    without = Augmentation(make_experiment(augment="flip+crop+erasing"), ORDER, 1, CPU)
+    for name in ("flip", "shift", "erase"):
+        assert torch.equal(getattr(drawn, name), getattr(without, name))
+    x = torch.randn(32, 1, 24, 24)
+    assert not torch.equal(drawn.apply(x, 0), without.apply(x, 0))
 
 
 def test_erasing_sets_one_rectangle_of_half_of_the_images_to_the_mean():

@@ -10,7 +10,8 @@ from fer_lib.experiment import SEMANTICS, Experiment, ParameterError, difference
 
 FIELDS = {f.name: f for f in dataclasses.fields(Experiment)}
 PLACE = {"study": "other", "name": "arm", "data": "fer2013", "device": "cpu", "threads": 2, "deterministic": True,
-         "checkpoint_seconds": 0.0, "live": "off", "refresh_seconds": 2.0, "watch_channel": 3}
+         "checkpoint_seconds": 0.0, "compile_step": "on", "image_place": "disk", "live": "off",
+         "refresh_seconds": 2.0, "watch_channel": 3}
 # for each field another value, and settings with which the run reads the field
 USED = {
     "method": ("dropout", {}), "seed": (1, {}), "backbone": ("resnet34", {}), "stem": ("small", {}),

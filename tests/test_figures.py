@@ -125,6 +125,63 @@ def test_a_gallery_of_research_pictures_is_refused():
         figures.gallery(np.zeros((1, 1, 8, 8), np.uint8), np.zeros(1), ["a"], 1, drawn=False)
 
 
+def rendered(figure) -> np.ndarray:
+    """What is saved at the figure's own size: (H, W, 3)."""
+    return np.array(Image.open(io.BytesIO(figures.png(figure, dpi=96, colors=256))).convert("RGB")).astype(int)
+
+
+def test_a_contact_sheet_shows_each_picture_pixel_by_pixel():
+    pictures = np.full((3, 1, 8, 8), 120, np.uint8)
+    pictures[1, 0, 2, 5] = 0                             # one dark pixel in the first row's second picture
+    rows = {"happy": pictures[:2], "sad": pictures[2:]}
+    figure = figures.contact_sheet(rows, drawn=True, headings=["a", "b"], side=16)
+    ax, = figure.axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["happy", "sad"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in figure.texts] == ["drawn faces, not photographs"]
+    sheet = rendered(figure)[-40:, -40:]                # two rows and columns of 16 pixels, 4 between them
+    assert sheet.shape == (40, 40, 3) and abs(sheet[:16, :16] - 120).max() <= 2
+    assert (sheet[4:6, 30:32] <= 2).all() and abs(sheet[6:16, 20:36] - 120).max() <= 2
+    assert (sheet[20:36, 20:36] >= 253).all(), "there is no second sad picture"
+
+
+@pytest.mark.parametrize("size, shown", [(48, 96), (96, 96), (224, 75), (1, 72)])
+def test_pictures_of_any_size_come_out_alike(size, shown):
+    figure = figures.contact_sheet({"x": np.full((1, 3, size, size), 9, np.uint8)}, drawn=True)
+    assert figure.axes[0].images[0].get_array().shape == (shown + 4, shown + 4, 3)
+
+
+def test_a_contact_sheet_of_research_pictures_must_be_asked_for_and_says_so():
+    rows = {"x": np.zeros((1, 1, 8, 8), np.uint8)}
+    with pytest.raises(ValueError, match="research pictures are not shown"):
+        figures.contact_sheet(rows, drawn=False)
+    assert "do not share" in figures.contact_sheet(rows, drawn=False, show_images=True).texts[0].get_text()
+
+
+def test_class_counts_are_bars_by_split():
+    counts = pd.DataFrame({"train": [30, 10], "val": [5, 5]}, index=["happy", "sad"])
+    figure = figures.class_counts(counts, drawn=True)
+    assert [[bar.get_width() for bar in ax.patches] for ax in figure.axes] == [[30, 10], [5, 5]]
+    assert [ax.get_title() for ax in figure.axes] == ["train, 40 images", "val, 10 images"]
+    assert [ax.lines[0].get_xdata()[0] for ax in figure.axes] == [20, 5]
+    assert "drawn faces, not photographs" in figure.get_suptitle()
+
+
+def test_soft_labels_are_means_by_class():
+    soft = np.array([[.8, .2, 0], [.6, .4, 0], [0, 1, 0]])
+    ax, = figures.soft_labels(soft, np.array([0, 0, 1]), ["a", "b", "c"], drawn=False).axes
+    assert ax.images[0].get_array().tolist() == [[pytest.approx(v) for v in row]
+                                                 for row in ([.7, .3, 0], [0, 1, 0], [0, 0, 0])]
+
+
+def test_memory_has_a_line_a_seed_and_a_dot_a_score():
+    scores = pd.DataFrame({"all": [.5, .6], "leaked": [.9, 1.]}, index=[0, 1])
+    ax, = figures.memory(scores, "accuracy", drawn=True).axes
+    assert ax.get_title() == "drawn faces, not photographs"
+    assert [list(line.get_xdata()) for line in ax.lines] == [[.5, .9], [.6, 1.], [.5, .6], [.9, 1.]]
+    assert ax.get_xlabel() == "accuracy; a line is a seed (n = 2)"
+
+
 RUNS = pd.DataFrame([("baseline", 0, .30), ("baseline", 1, .34), ("dynamic", 0, .40), ("dynamic", 1, .38),
                      ("single", 0, .2)], columns=["name", "seed", "f1"])
 

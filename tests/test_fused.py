@@ -135,6 +135,32 @@ def test_the_literal_rounding_error_keeps_its_size(size, layout):
 
 
 @gpu
+def test_literal_flips_over_20_seeds_cannot_be_told_apart():
+    """Steps with a flip within 600, by seed, of runs with the kernel and with the plain version."""
+    from scipy.stats import mannwhitneyu
+
+    from fer_lib.benchmark_speed import random_faces
+    from fer_lib.engine import train
+    from fer_lib.experiment import Experiment
+
+    data, counts = random_faces(64 * 100, 48), {}
+    before = activations.FUSED
+    for fused in (True, False):
+        activations.FUSED = fused
+        steps = {seed: 0 for seed in range(20)}
+        try:
+            for block in train([(Experiment(method="dynamic", seed=seed, lr=1e-3, w0=.02, epochs=6, width=.5), data)
+                                for seed in steps], torch.device("cuda")):
+                steps[block.run] += int((block.turned_negative + block.turned_positive).any(1).sum())
+        finally:
+            activations.FUSED = before
+        counts[fused] = list(steps.values())
+    p = mannwhitneyu(counts[True], counts[False]).pvalue
+    print(f"flips fused {counts[True]}, plain {counts[False]}, p = {p:.3f}")
+    assert min(counts[True] + counts[False]) > 0 and p > .01
+
+
+@gpu
 def test_the_literal_gradient_of_larger_sums_stays_unfused():
     """At 256 x 28 x 28 values a w, in channels_last, the fused error was .64 of the plain one (H100, torch 2.11)."""
     x, upstream, w = inputs("cuda", torch.float32, "channels_last", (64, 1, 1), (256, 64, 28, 28))

@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from test_audit import clean_set, pack
 
 from fer_lib.experiment import Experiment, parameters_cell
 from fer_lib.workspace import find_workspace
@@ -156,6 +157,21 @@ def test_papermill_runs_the_other_notebooks_with_the_view_in_them(tmp_path):
         notebook = nbformat.read(tmp_path / f"{name}.ipynb", 4)
         assert any("image/png" in o.get("data", {}) for c in code_cells(tmp_path / f"{name}.ipynb") for o in c.outputs)
         assert not any("widget-view" in str(o) for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+
+
+def test_pictures_of_faces_that_are_not_drawn_stay_out_of_a_notebook(tmp_path):
+    """01_faces on a colour set with soft labels: its four pictures are counts, soft labels and two of drawn faces."""
+    data = pack(tmp_path / "mine", *clean_set())
+    process = papermill_command(tmp_path / "out.ipynb", tmp_path / "runs", "-p", "data", str(data), "-p", "seeds", "1",
+                                notebook="01_faces")
+    shown, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, shown
+    cells = code_cells(tmp_path / "out.ipynb")
+    text = "".join(o.get("text", "") for c in cells for o in c.outputs)
+    assert text.count("No picture here: these faces are research images") == 2
+    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.outputs) == 4
+    assert "of the faces have no majority" in text and "n = 1 seeds" in text
+    assert str(tmp_path) not in text
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     ("table1", ["fer_lib.batch notebooks/studies/table1"]),
     ("lab", ["jupyter lab", "notebooks/00_start_here.ipynb"]),
     ("test", ["ruff check", "pytest", "--nbval-lax", "--dist loadfile"]),
-    ("benchmark", ["tests/benchmark_live.py --browser", "fer_lib.benchmark_speed"]),
+    ("benchmark", ["tests/benchmark_live.py --browser", "tests/benchmark_data.py", "fer_lib.benchmark_speed"]),
     ("clean", ["rm -rf"]), ("help", [])])
 def test_make_has_its_targets(target, commands):
     shown = make(target)

@@ -1,5 +1,6 @@
 """What the README claims comes from the committed records and the code."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -43,6 +44,24 @@ def test_results_state_where_and_on_what_they_were_made():
     for split in ("val", "test"):
         assert set(runs[f"n_{split}"]) <= {int(n.replace(",", "")) for n in re.findall(r"\d,\d{3}", text)}
     assert {f"n = {n}" for n in runs.groupby("name").size()} == set(re.findall(r"n = \d+", text))
+
+
+def test_speed_is_that_of_the_record():
+    """Each line's ratio, rate, target and verdict are those of one row; no figure is without its row."""
+    record = json.loads((ROOT / "notebooks" / "results" / "speed_h100.json").read_text())
+    text = README.split("## Speed", 1)[1].split("## Your own data", 1)[0]
+    assert record["environment"]["date"] in text and record["environment"]["device"].removesuffix(" HBM3") in text
+    assert f"torch {record['environment']['torch'].split('+')[0]}" in text
+    assert f"medians of {record['stretches']}" in text
+    known = set()
+    for row in record["rows"]:
+        rate = "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f} images/s"
+        sign = "≥" if row["floor"] else "≤"
+        target = "" if row["target"] is None else f"{sign} {row['target']:g}, {row['verdict']}"
+        known |= {(f"{row['ratio']:.{digits}f} x", rate, target) for digits in (1, 3)}
+    shown = [tuple(cell.strip() for cell in line.strip("|").split("|"))[1:] for line in text.splitlines()
+             if re.match(r"\| .*\d x \|", line)]
+    assert len(shown) >= 15 and set(shown) <= known
 
 
 def test_settings_that_the_choices_table_names_exist():

@@ -55,7 +55,7 @@ def assert_same_record(a: Run, b: Run) -> None:
     pd.testing.assert_frame_equal(a.flips, b.flips, check_exact=True)
     ours, theirs = load_file(a.path / "model.safetensors"), load_file(b.path / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
-    pace = ("seconds", "images_per_second", "peak_memory_bytes")
+    pace = ("seconds", "images_per_second", "peak_memory_bytes", "runs_together")
     assert {k: v for k, v in a.result.items() if k not in pace} == {k: v for k, v in b.result.items() if k not in pace}
 
 
@@ -403,3 +403,21 @@ def test_states_come_back_as_they_were(tmp_path):
     assert torch.equal(again[3]["t"], state[3]["t"]) and torch.isnan(again["b"]) and torch.equal(again["u"], state["u"])
     with pytest.raises(TypeError, match="not set at '/c'"):
         write_state(tmp_path / "state", {"c": set()})
+
+
+def test_checkpoints_that_take_long_get_rarer(data, tmp_path, monkeypatch):
+    """A group's checkpoints of 3 s each take two runs 6 s: the next comes after 600 s and not after 60."""
+    clock = [0.]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
+    written = []
+
+    def slow(path, state):
+        clock[0] += 3.
+        written.append(clock[0])
+
+    monkeypatch.setattr(runs, "write_state", slow)
+    monkeypatch.setattr(engine, "BLOCK_STEPS", 1)
+    for _ in record([Run(make_experiment(seed=k, epochs=10), data, tmp_path) for k in range(2)]):
+        clock[0] += 20.                                 # after each block: 80 of each run
+    gaps = np.diff(written[::2])
+    assert len(gaps) >= 2 and min(gaps) >= 600

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fer_lib.world import World
+
 
 class Method:
     """The baseline: changes nothing. Subclasses override what they need.
@@ -40,6 +42,9 @@ class Method:
 
     def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
         """Hand over the optimiser, the method's own random stream (on the model's device) and the run's seed."""
+
+    def spread(self, world: World) -> None:
+        """Each rank of the world trains on its part of the batch: what is drawn for single images must be cut so."""
 
     def before_forward(self, step: int, epoch: int) -> None:
         """Act before the training forward of `step`. No host synchronisation."""
@@ -93,6 +98,10 @@ class Combined(Method):
             # a generator each, so that a method draws the same numbers alone and in company
             own = torch.Generator(generator.device).manual_seed(generator.initial_seed())
             m.attach(optimizer, own, seed)
+
+    def spread(self, world: World) -> None:
+        for m in self.methods:
+            m.spread(world)
 
     def before_forward(self, step: int, epoch: int) -> None:
         for m in self.methods:

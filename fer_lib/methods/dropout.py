@@ -6,18 +6,22 @@ from torch.optim import Optimizer
 
 from fer_lib.methods.base import Method
 from fer_lib.models import sites
+from fer_lib.world import ALONE, World
 
 UNITS = ("element", "channel")
 
 
-def dropout(x: Tensor, p: float, unit: str, generator: torch.Generator | None = None) -> Tensor:
+@torch.compiler.disable        # torch.compile knows the global random stream only
+def dropout(x: Tensor, p: float, unit: str, generator: torch.Generator | None = None, world: World = ALONE) -> Tensor:
     """Zero a share p of x's elements, or of whole (N, C) channels, and scale the rest by 1 / (1 - p).
 
     torch's own functional draws from the global stream; this one takes the run's, so that runs side by side don't mix.
+    Where x is a rank's part of the batch, the mask is drawn for the whole batch, as one process would, and cut.
     """
-    shape = x.shape if unit == "element" else (*x.shape[:2], *(1 for _ in x.shape[2:]))
+    whole = world.size * len(x)
+    shape = (whole, *x.shape[1:]) if unit == "element" else (whole, x.shape[1], *(1 for _ in x.shape[2:]))
     keep = torch.empty(shape, dtype=x.dtype, device=x.device)
-    return x * keep.bernoulli_(1 - p, generator=generator).div_(1 - p)
+    return x * keep.bernoulli_(1 - p, generator=generator).div_(1 - p)[world.part(whole)]
 
 
 class SeededDropout(nn.Module):
@@ -25,10 +29,10 @@ class SeededDropout(nn.Module):
 
     def __init__(self, p: float, unit: str):
         super().__init__()
-        self.p, self.unit, self.generator = p, unit, None
+        self.p, self.unit, self.generator, self.world = p, unit, None, ALONE
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p, self.unit, self.generator) if self.training and self.p > 0 else x
+        return dropout(x, self.p, self.unit, self.generator, self.world) if self.training and self.p > 0 else x
 
     def extra_repr(self) -> str:
         return f"p={self.p}, unit={self.unit!r}"
@@ -57,6 +61,10 @@ class Dropout(Method):
         self.generator = generator
         for module in self.modules:
             module.generator = generator
+
+    def spread(self, world: World) -> None:
+        for module in self.modules:
+            module.world = world
 
     def generators(self) -> list[torch.Generator]:
         return [self.generator]

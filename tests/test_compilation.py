@@ -1,0 +1,118 @@
+"""torch.compile of the step: the same losses up to rounding, one compilation for all seeds, and when it is chosen."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, make_data, make_experiment
+from test_capture import never
+from test_engine import KINDS
+
+from fer_lib import compilation, engine
+from fer_lib.compilation import compiles
+from fer_lib.engine import Learner, check, train
+from fer_lib.experiment import Experiment, ParameterError
+
+CUDA = torch.device("cuda")
+
+
+def gpu(function):
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(function))
+
+
+@pytest.mark.parametrize(("settings", "steps", "side", "expected"), [
+    (dict(), 13_440, 48, False),
+    (dict(compile_step="on"), 10, 48, True),
+    (dict(compile_step="off"), 10 ** 7, 48, False),
+    (dict(), 1_000_000, 48, True),
+    (dict(), 100_000, 224, True),
+    (dict(batch_size=512), 50_000, 48, True),
+    (dict(deterministic=True), 10 ** 7, 48, False),
+])
+def test_long_runs_are_compiled(settings, steps, side, expected):
+    assert compiles(Experiment(**settings), steps, (1, side, side), CUDA) == expected
+    assert not compiles(Experiment(**settings), steps, (1, side, side), CPU)
+
+
+def test_compiling_deterministic_kernels_is_refused():
+    with pytest.raises(ParameterError, match="compile_step 'on' and deterministic exclude each other"):
+        check(make_experiment(compile_step="on", deterministic=True), make_data())
+
+
+@pytest.mark.usefixtures("short_resnet")
+@pytest.mark.parametrize("settings", [dict(), dict(augment="flip+affine+crop+erasing"), dict(method="periodic"),
+                                      dict(method="dynamic", w_gradient="exact", labels="soft")])
+def test_what_is_compiled_is_one_graph_for_all_seeds_and_gives_the_bits(settings, monkeypatch):
+    """On the CPU, with a compiler that runs the graph as it is."""
+    monkeypatch.setattr(engine, "BLOCK_SECONDS", 600.)
+    torch.compiler.reset()
+    graphs = []
+
+    def as_it_is(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    loss, data = torch.compile(Learner._loss, backend=as_it_is, dynamic=False), make_data(soft=True)
+    for seed in range(3):
+        plain, traced = (Learner(make_experiment(seed=seed, **settings), data, CPU) for _ in range(2))
+        traced.loss = loss
+        assert plain.block(0, never).loss.tolist() == traced.block(0, never).loss.tolist()
+    assert len(graphs) == 1
+
+
+@pytest.mark.usefixtures("short_resnet")
+@pytest.mark.parametrize("wanted", ["on", "auto"])
+def test_a_compiler_that_fails_is_told(wanted, monkeypatch):
+    torch.compiler.reset()
+
+    def failing(graph, inputs):
+        raise RuntimeError("no C compiler\nhere")
+
+    monkeypatch.setattr(engine, "compiles", lambda *_: True)
+    monkeypatch.setattr(engine, "compiled", lambda work: torch.compile(work, backend=failing))
+    run = train([(make_experiment(compile_step=wanted), make_data())], CPU)
+    if wanted == "on":
+        with pytest.raises(ParameterError, match="^torch.compile failed: BackendCompilerFailed: .*compile_step off"):
+            next(run)
+    else:
+        assert "torch.compile failed" in next(run).eager
+
+
+@gpu
+@pytest.mark.usefixtures("short_resnet")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["baseline", "dropout", "periodic", "dynamic", "combined", "augmentation"])
+def test_compiled_steps_equal_plain_ones_up_to_rounding(kind, precision, monkeypatch):
+    """The loss of step 1 within 1e-5 (fp32) or .02 (bf16). From there Adam makes steps of about lr out of gradients
+    that are rounding alone, so that step 8 is only near: within a tenth.
+    """
+    settings = {**KINDS[kind], "device": "cuda", "precision": precision, "epochs": 1, "width": .25}
+    if "dynamic" in settings.get("method", ""):
+        settings["w_gradient"] = "exact"                # literal is rounding error itself
+    data = make_data(soft=True, side=24)
+    losses = {}
+    for wanted in ("on", "off"):
+        blocks = list(train([(make_experiment(compile_step=wanted, **settings), data)], CUDA))
+        assert not blocks[0].eager
+        losses[wanted] = np.concatenate([b.loss for b in blocks])
+    gap = abs(losses["on"] - losses["off"]) / losses["off"]
+    bound = 1e-5 if precision == "fp32" else .02
+    print(kind, precision, gap)
+    assert gap[0] < bound and gap[7] < .1
+    assert compilation.compiled(Learner._loss) is compilation.compiled(Learner._loss)
+
+
+@gpu
+@pytest.mark.filterwarnings("ignore::UserWarning")      # the compiler's advice
+def test_the_compiled_literal_gradient_is_the_kernels_own():
+    """w after ten steps with all else at rest: compiled or not, the same rounding error."""
+    from fer_lib.activations import auto_relu
+
+    torch.manual_seed(0)
+    x, upstream = (torch.randn(16, 8, 6, 6, device="cuda") for _ in range(2))
+    w = torch.full((8, 1, 1), .013, device="cuda")
+    gradients = []
+    for call in (auto_relu, torch.compile(auto_relu)):
+        leaf = w.clone().requires_grad_()
+        call(x, leaf, 6.).backward(upstream)
+        gradients.append(leaf.grad)
+    assert gradients[0].any() and torch.equal(*gradients)
