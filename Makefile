@@ -54,7 +54,8 @@ lab: $(VENV)/.lab $(QUICK)
 # and compares its checked outputs with the stored ones.
 test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 	$(PY) -m ruff check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  -m "not browser"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m browser
 	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q --nbval-lax \
 	  --nbval-current-env --nbval-cell-timeout 300 notebooks

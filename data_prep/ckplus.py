@@ -136,7 +136,7 @@ class _Label:
         if isinstance(content, Rejected):
             self.fault = content
             return
-        words = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1").split()
+        words = [word.decode("latin-1") for word in content.removeprefix(b"\xef\xbb\xbf").split()]
         if len(words) == 1 and _NUMBER.fullmatch(words[0]) and float(words[0]) in NAMES:
             self.code = str(int(float(words[0])))
         else:

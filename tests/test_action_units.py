@@ -314,7 +314,7 @@ FILES = {
 }
 
 
-@settings(max_examples=cases(24), deadline=None)
+@settings(max_examples=cases(16), deadline=None)
 @given(damage=damages, name=st.sampled_from(list(FILES)))
 def test_damaged_labels_are_packed_right_or_refused(trees, damage, name):
     file, options = FILES[name]

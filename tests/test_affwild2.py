@@ -287,7 +287,7 @@ def raw(tmp_path_factory) -> Path:
     return root
 
 
-@settings(max_examples=cases(20), deadline=None)
+@settings(max_examples=cases(12), deadline=None)
 @given(damage=damages, kind=st.sampled_from(["EXPR", "VA", "AU"]))
 def test_damaged_texts_give_no_wrong_label(raw, damage, kind):
     path = raw / "Annotations" / LONG[kind] / "Train_Set" / "7.txt"

@@ -263,7 +263,7 @@ def raw(tmp_path_factory) -> Path:
     return write_batches(tmp_path_factory.mktemp("cifar10") / "raw", each=4)
 
 
-@settings(max_examples=cases(60), deadline=None)
+@settings(max_examples=cases(40), deadline=None)
 @given(damage=damages, name=st.sampled_from(["data_batch_1", "test_batch", "batches.meta"]), head=st.booleans())
 def test_damaged_batches_are_packed_right_or_refused(raw, damage, name, head):
     path = raw / FOLDER / name

@@ -243,7 +243,7 @@ def raw(tmp_path_factory) -> Path:
 odd_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 
-@settings(max_examples=cases(20), deadline=None)
+@settings(max_examples=cases(10), deadline=None)
 @given(damage=damages, more=st.binary(max_size=12), name=odd_names)
 def test_damaged_labels_give_no_wrong_label(raw, damage, more, name):
     path = raw / "Emotion" / "S005" / "001" / "S005_001_00000006_emotion.txt"

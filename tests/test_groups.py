@@ -156,25 +156,19 @@ def opened(workspace: Workspace, count: int = 4, **settings) -> list[Run]:
     return [open_run(make_experiment(data="tiny", study="s", seed=k, **settings), workspace) for k in range(count)]
 
 
-def test_each_device_has_a_process_that_trains_its_groups(workspace):
-    runs, said = opened(workspace), []
-    found = dict((run.path, sentence) for run, sentence in
-                 train_on_gpus(runs, workspace, ["cpu:0", "cpu:1"], 2, said.append))
-    assert found == {run.path: "" for run in runs} and all(run.finished for run in runs)
-    assert {run.result["runs_together"] for run in runs} == {2}
-    assert said == ["4 runs of one kind, 2 at a time on a GPU"]
-
-
-def test_a_run_that_cannot_be_trained_is_told_and_the_others_finish(workspace):
-    runs = [*opened(workspace, 2), open_run(make_experiment(data="tiny", study="s", seed=9, lr=1e3, optimizer="sgd"),
-                                            workspace)]
-    found = {run.experiment.seed: sentence for run, sentence in train_on_gpus(runs, workspace, ["cpu:0"], 3, print)}
-    assert found[0] == found[1] == "" and "has diverged" in found[9]
+def test_each_device_has_a_process_that_trains_its_groups_and_tells_of_a_run_that_fails(workspace):
+    diverging = open_run(make_experiment(data="tiny", study="s", seed=9, lr=1e3, optimizer="sgd"), workspace)
+    runs, said = [*opened(workspace, 3), diverging], []
+    found = {run.experiment.seed: sentence for run, sentence in
+             train_on_gpus(runs, workspace, ["cpu:0", "cpu:1"], 2, said.append)}
+    assert found.keys() == {0, 1, 2, 9} and found[0] == found[1] == found[2] == "" and "has diverged" in found[9]
+    assert all(run.finished for run in runs[:3]) and 2 in {run.result["runs_together"] for run in runs[:3]}
+    assert said == ["3 runs of one kind, 2 at a time on a GPU", "1 runs of one kind, 2 at a time on a GPU"]
 
 
 def test_a_group_whose_process_dies_is_tried_again_from_its_checkpoints(workspace, monkeypatch):
     """Killed once the first checkpoint is there; the second attempt goes on from it."""
-    runs = opened(workspace, 2, epochs=60, checkpoint_seconds=0.)
+    runs = opened(workspace, 2, epochs=20, checkpoint_seconds=0.)
     submit, kills = sharing.ProcessPoolExecutor.submit, []
 
     def submit_and_kill(pool, work, *args):
@@ -191,7 +185,7 @@ def test_a_group_whose_process_dies_is_tried_again_from_its_checkpoints(workspac
     monkeypatch.setattr(sharing.ProcessPoolExecutor, "submit", submit_and_kill)
     found = list(train_on_gpus(runs, workspace, ["cpu:0"], 2, print))
     assert kills == ["running"] and [sentence for _, sentence in found] == ["", ""]
-    assert all(len(run.history) == run.result["steps"] == 480 for run in runs)
+    assert all(len(run.history) == run.result["steps"] == 160 for run in runs)
 
 
 # --- the batch command ---
