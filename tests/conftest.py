@@ -6,10 +6,12 @@ use the real one.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +22,11 @@ from fer_lib import engine, models
 from fer_lib.data import PackedDataset, Split
 from fer_lib.engine import Block, train
 from fer_lib.experiment import Experiment
+
+# the suite draws the same cases each time; long runs (FER_FUZZ_CASES) draw new ones
+hypothesis.settings.register_profile("suite", derandomize=True)
+if "FER_FUZZ_CASES" not in os.environ:
+    hypothesis.settings.load_profile("suite")
 
 CPU = torch.device("cpu")
 CLASSES = ["neutral", "happy", "sad", "surprise", "fear", "disgust", "anger"]
