@@ -20,7 +20,7 @@ class ImageRing:
     """The batches of an epoch, on their way to the device.
 
     images: uint8 (N, C, H, W), in the host's memory or a memory map. Before each step `ready`, then `batch` on the
-    device. lane: the CUDA stream of the steps.
+    device. lane: the CUDA stream of the steps. The threads end with the ring.
     """
 
     def __init__(self, images: Tensor, batch_size: int, steps_per_epoch: int, device: torch.device,
@@ -36,7 +36,8 @@ class ImageRing:
         self.sequence = ThreadPoolExecutor(1, "image ring")                         # one part after the other
         self.gather = ThreadPoolExecutor(THREADS, "image gather")
         self.order = torch.empty(0, batch_size, dtype=torch.long)
-        self.coming: Future | None = None
+        self.coming: Future | None = None               # the part that is fetched
+        self.entered: int | None = None                 # the part that steps are in
 
     def start(self, order: Tensor, step: int) -> None:
         """An epoch's order (steps, batch), on the CPU, taken up before `step`, which counts from 0 within the epoch."""
@@ -78,8 +79,3 @@ class ImageRing:
             self.copies.wait_event(done)
             self.ring[part % 2, :len(rows)].copy_(self.pinned[part % 2, :len(rows)], non_blocking=True)
             self.copied[part % 2].record(self.copies)
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self.sequence.shutdown()
-        self.gather.shutdown()
