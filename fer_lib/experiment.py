@@ -18,7 +18,7 @@ import yaml
 
 from fer_lib import methods
 
-# Raised by hand when a change of code alters numbers: older records are then other experiments.
+# Raised by hand when a change of code or of a default alters numbers: older records are then other experiments.
 # 2: on CUDA steps are recorded, in channels_last, and AutoReLU is fused, which all rounds differently.
 SEMANTICS = 2
 
@@ -163,8 +163,14 @@ class Experiment:
                 if f.metadata["part"] != "place"}
 
     def id(self, data_hash: str) -> str:
-        """10 hexadecimal digits of a hash over all settings, the data's content hash and the semantics version."""
-        text = json.dumps([SEMANTICS, data_hash, self.settings()], sort_keys=True)
+        """10 hexadecimal digits of a hash over the settings, the data's content hash and the semantics version.
+
+        A setting at its default stays out of the hash, so that a setting added later leaves the ids of older records as
+        they are. A default that changes needs a new semantics version.
+        """
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        chosen = {name: value for name, value in self.settings().items() if value != defaults[name]}
+        text = json.dumps([SEMANTICS, data_hash, chosen], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def to_json(self) -> str:

@@ -42,6 +42,19 @@ UNUSED = {
     "w_noise_scale": {"method": "dynamic"},
 }
 
+# what each setting is where nobody says otherwise, by semantics version
+DEFAULTS = {2: {
+    "method": "baseline", "seed": 0, "backbone": "resnet18", "stem": "torchvision", "width": 1.0,
+    "share_activations": False, "image_size": 0, "augment": "none", "labels": "hard", "balance": "none",
+    "epochs": 30, "batch_size": 64, "optimizer": "adam", "lr": 0.0001, "weight_decay": 0.0001, "decay": "all",
+    "beta1": 0.9, "beta2": 0.999, "eps": 1e-08, "momentum": 0.9, "schedule": "constant", "schedule_epochs": 10,
+    "schedule_factor": 0.1, "label_smoothing": 0.0, "precision": "auto", "dropout_p": 0.5, "dropout_site": "act1",
+    "dropout_unit": "element", "flip_interval": 5, "flip_interval_unit": "epoch", "flip_site": "act1",
+    "flip_position": "before_relu", "flip_p": 0.1, "flip_unit": "channel", "w_site": "act1", "w0": 0.1, "cliff": 6.0,
+    "w_shape": "channel", "w_mean": "model", "w_average_moments": False, "w_eval": "shared", "divide_by": "abs",
+    "w_gradient": "literal", "w_noise_scale": 2e-10
+}}
+
 
 def test_these_tables_name_every_field():
     assert PLACE.keys() == {name for name, f in FIELDS.items() if f.metadata["part"] == "place"}
@@ -72,6 +85,17 @@ def test_the_id_covers_the_data_and_the_semantics(monkeypatch):
     assert len(before) == 10 and Experiment().id("other data") != before
     monkeypatch.setattr("fer_lib.experiment.SEMANTICS", SEMANTICS + 1)
     assert Experiment().id("data") != before
+
+
+def test_a_default_that_changes_needs_a_new_semantics_version():
+    """The id leaves out what is at its default: a record made with another default would pass for a new one."""
+    here = {name: f.default for name, f in FIELDS.items() if name not in PLACE}
+    assert here == DEFAULTS[SEMANTICS]
+
+
+def test_a_setting_added_later_leaves_the_ids_of_older_records():
+    assert Experiment().id("data") == "24cf00737d"
+    assert Experiment(method="dynamic", w0=.5, seed=3).id("data") == "4e8f18eb86"
 
 
 def test_saying_a_default_aloud_leaves_the_id():
