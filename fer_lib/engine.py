@@ -50,6 +50,7 @@ BLOCK_SECONDS = .25             # and seconds for each run, so that slow steps c
 BUFFER_BYTES = 64 * 2 ** 20     # of w and sign logs at most, a block: blocks get shorter where every element has a w
 EVALUATION_BATCH = 512
 RECORDED_BATCHES = 64           # of an evaluation at most: a longer one is not bound by its launches
+LEAVE = threading.Event()       # set by any thread: what this process trains stops after the step, as at Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -787,11 +788,12 @@ def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.de
 
 @contextlib.contextmanager
 def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM set a flag that is read between steps; a second SIGINT interrupts at once.
+    """SIGINT and SIGTERM set a flag that is read between steps, as LEAVE is; a second SIGINT interrupts at once.
 
     Only in the main thread, where Python allows handlers; elsewhere signals act as they did.
     """
     asked = threading.Event()
+    stopping = lambda: asked.is_set() or LEAVE.is_set()                                     # noqa: E731
 
     def ask(number: int, frame: object) -> None:
         if asked.is_set() and number == signal.SIGINT:
@@ -799,11 +801,11 @@ def _deferred_signals() -> Iterator[Callable[[], bool]]:
         asked.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stopping
         return
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
