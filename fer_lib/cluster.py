@@ -7,6 +7,7 @@ Dask's messages are pickled, so whoever reaches a scheduler or worker runs progr
 listens on 127.0.0.1; Dask's settings for TLS hold for both.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import dask
 from distributed import Client, Future, Nanny, Scheduler, Security, SpecCluster, get_worker
+from distributed.comm import connect as comm_connect
 
 import fer_lib
 from fer_lib.files import write_atomically
@@ -170,13 +172,19 @@ def connect(workspace: Workspace, address: str) -> Cluster:
 
 
 def _connect(address: str) -> Client:
-    place = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
     try:
-        return Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
+        place = json.loads(Path(address).read_text())["address"] if address.endswith(".json") else address
+        asyncio.run(_reach(place))                      # a Client that doesn't reach it complains when it is deleted
+        return Client(place, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ClusterError(f"no Dask scheduler answers at '{address}' ({reason}): start one with 'dask scheduler', or "
                            "leave out --scheduler to use this machine") from None
+
+
+async def _reach(address: str) -> None:
+    comm = await comm_connect(address, timeout=CONNECT_SECONDS, **Security().get_connection_args("client"))
+    await comm.close()
 
 
 def _quiet() -> None:
