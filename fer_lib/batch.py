@@ -4,7 +4,8 @@
     python -m fer_lib.batch notebooks/studies/quick.yml --scheduler tcp://10.0.0.1:8786
 
 Everything is checked before the first run starts; finished runs are skipped; one run's failure doesn't stop the rest.
-Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 130: interrupted, start again to go on.
+Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 130: interrupted by Ctrl-C, 143: by
+SIGTERM, as a cluster does before it takes a machine away; each run is checkpointed, start again to go on.
 """
 
 import signal
@@ -21,7 +22,14 @@ def leave_signals_to_batch() -> None:
 if __name__ == "__mp_main__":
     leave_signals_to_batch()
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)   # what a cluster sends: the same clean end as Ctrl-C
+    asked = []
+
+    def end(number: int, frame: object) -> None:        # SIGTERM: the same clean end as Ctrl-C
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     from fer_lib.studies import main
 
-    sys.exit(main())
+    code = main()
+    sys.exit(128 + asked[0] if asked and code == 130 else code)
