@@ -131,8 +131,8 @@ def plan_groups(runs: Sequence[tuple[Hashable, int]], fits: dict[Hashable, Fit],
 def train_group(runs: Sequence[Run], device: torch.device, say: Callable[[str], None]) -> dict[int, str]:
     """Train and record them together; by number, what went wrong with those that did not finish.
 
-    A run that diverges, or that another process trains (BUSY), leaves the group, and the others go on. Where memory runs
-    out each half goes on by itself, from the last checkpoints. Whatever else goes wrong is raised.
+    A run that diverges, or that another process trains (BUSY), leaves the group, and the others go on. Where memory
+    runs out each half goes on by itself, from the last checkpoints. Whatever else goes wrong is raised.
     """
     failed: dict[int, str] = {}
     waiting = [list(range(len(runs)))]

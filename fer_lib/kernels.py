@@ -17,6 +17,7 @@ from pathlib import Path
 from distributed import get_worker
 
 from fer_lib.files import RecordError, write_atomically
+from fer_lib.workspace import Workspace
 
 NOTEBOOK = "notebooks/04_train.ipynb"
 START_ATTEMPTS = 3      # of a kernel: several that start in one moment can pick the same port
@@ -138,7 +139,7 @@ def leaving(stop: Callable[[], None]) -> Iterator[threading.Event]:
         _at_work -= 1
 
 
-def execute(parameters: dict[str, object], root: Path, target: Path) -> str:
+def execute(parameters: dict[str, object], workspace: Workspace, target: Path) -> str:
     """Run the training notebook with these parameters in a kernel of its own; the executed notebook goes to `target`.
 
     Returns "", INTERRUPTED, BUSY, DIED or the one sentence of what went wrong. Runs in a Dask worker.
@@ -148,7 +149,7 @@ def execute(parameters: dict[str, object], root: Path, target: Path) -> str:
     folder = Path(tempfile.mkdtemp(dir=get_worker().local_directory))
     try:
         with leaving(kernel.stop) as told:
-            said = _execute(parameters, root, folder / target.name, kernel)
+            said = _execute(parameters, workspace, folder / target.name, kernel)
             if said != BUSY and (folder / target.name).exists():    # the other process makes the notebook
                 write_atomically(target, lambda p: shutil.copyfile(folder / target.name, p))
             return INTERRUPTED if told.is_set() and said else said
@@ -158,13 +159,14 @@ def execute(parameters: dict[str, object], root: Path, target: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _execute(parameters: dict[str, object], root: Path, target: Path, kernel: Kernel) -> str:
+def _execute(parameters: dict[str, object], workspace: Workspace, target: Path, kernel: Kernel) -> str:
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError
 
-    os.environ.update(OMP_NUM_THREADS=str(parameters["threads"]), JUPYTER_PREFER_ENV_PATH="1")
+    os.environ.update(OMP_NUM_THREADS=str(parameters["threads"]), JUPYTER_PREFER_ENV_PATH="1",
+                      FER_PACKED=str(workspace.packed), FER_RUNS=str(workspace.runs))   # the kernel's, on any machine
     try:
-        run_notebook(root / NOTEBOOK, target, parameters, root, kernel)
+        run_notebook(workspace.root / NOTEBOOK, target, parameters, workspace.root, kernel)
     except Interrupted:
         return INTERRUPTED
     except PapermillExecutionError as error:

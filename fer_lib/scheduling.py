@@ -117,7 +117,7 @@ class Batch:
         if job.group:
             return self.cluster.submit("GPU", f"{len(job.runs)} runs", train_on_worker,
                                        [run.experiment for run in job.runs], workspace)
-        return self.cluster.submit("KERNEL", first.path.name, execute, asdict(first.experiment), workspace.root,
+        return self.cluster.submit("KERNEL", first.path.name, execute, asdict(first.experiment), workspace,
                                    first.path / "notebook.ipynb")
 
     def _take(self, future: Future, job: Job) -> Iterator[Outcome]:

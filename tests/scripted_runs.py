@@ -21,7 +21,7 @@ except ImportError:                                     # without locks nothing 
 STEPS, SECONDS = {"slow": 40}, .05
 
 
-def execute(parameters: dict[str, object], root: Path, target: Path) -> str:
+def execute(parameters: dict[str, object], workspace: object, target: Path) -> str:
     path, name = target.parent, parameters["name"]
     path.mkdir(parents=True, exist_ok=True)
     add(path / "starts", str(os.getpid()))

@@ -246,7 +246,7 @@ def test_a_worker_that_came_later_and_differs_does_no_work(workspace):
         here.token.parent.mkdir(parents=True)
         here.token.write_text("x")
         here.traits = {"the runs folder": str(here.token), **traits(workspace, here.token, ["tiny"]), "torch": "1.0"}
-        future = here.submit("KERNEL", "x", scripted_runs.execute, {}, ROOT, runs[0].path / "notebook.ipynb")
+        future = here.submit("KERNEL", "x", scripted_runs.execute, {}, workspace, runs[0].path / "notebook.ipynb")
         batch = Batch(here, said.append)
         assert list(batch._take(future, Job(runs))) == []
         assert len(batch.waiting) == 1 and not runs[0].path.exists()
