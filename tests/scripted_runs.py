@@ -86,4 +86,5 @@ def steps(path: Path) -> int:
 
 def finished_before(parameters: dict[str, object], workspace: object, target: Path) -> str:
     """In place of the notebook that shows a run which a group has trained."""
+    target.write_text(f"shown: {status(target.parent)}")
     return ""
