@@ -170,10 +170,10 @@ def timm_loop(e: Experiment, data: PackedDataset, device: torch.device, steps: i
     """Seconds a step of timm's training recipe: its ResNet-18 and optimiser, channels_last, autocast, its loss meter's
     `.item()` each 50 steps. Raises ImportError where timm is not installed.
     """
-    timm = importlib.import_module("timm")              # no dependency of this project
+    timm, optim = (importlib.import_module(name) for name in ("timm", "timm.optim"))    # no dependency of this project
     side = data.image[1]
     model = timm.create_model("resnet18", num_classes=CLASSES, in_chans=1).to(device, memory_format=torch.channels_last)
-    optimizer = timm.optim.create_optimizer_v2(model, opt="adam", lr=e.lr, weight_decay=e.weight_decay)
+    optimizer = optim.create_optimizer_v2(model, opt="adam", lr=e.lr, weight_decay=e.weight_decay)
     loader = _loader(e, data, pil=False, device=device)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     assert side == next(batches)[0].shape[-1]

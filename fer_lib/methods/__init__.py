@@ -39,6 +39,11 @@ def steers_signs(name: str) -> bool:
     return any(method.steers_signs for method in parse(name))
 
 
+def draws_in_forward(name: str) -> bool:
+    """Whether the method, or one of a combination, draws random numbers within the forward pass."""
+    return any(method.draws_in_forward for method in parse(name))
+
+
 def canonical_name(name: str) -> str:
     """One spelling for each combination: `periodic+dropout` -> `dropout+periodic`."""
     parse(name)
