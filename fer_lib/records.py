@@ -17,7 +17,8 @@ import pandas as pd
 from fer_lib.files import RecordError, write_table
 
 # single methods in this order, then combinations
-ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip")
+ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "gaussian_noise",
+         "shrink_perturb", "bn_reset", "shakedrop")
 
 
 @dataclass(frozen=True)
