@@ -45,7 +45,7 @@ KINDS = {
     "gaussian noise, restarts": dict(method="gaussian_noise", schedule="restarts", schedule_epochs=2, epochs=3),
     "shrink and perturb": dict(method="shrink_perturb", flip_interval=4, flip_interval_unit="step"),
     "bn reset": dict(method="bn_reset", flip_interval=4, flip_interval_unit="step"),
-    "shakedrop, share": dict(method="shakedrop", train_share=.8),
+    "shakedrop": dict(method="shakedrop"),
     "noise and restarts": dict(method="gaussian_noise+periodic+shakedrop+shrink_perturb", flip_interval=4,
                                flip_interval_unit="step"),
 }

@@ -54,12 +54,12 @@ DEFAULTS = {2: {
     "share_activations": False, "image_size": 0, "augment": "none", "labels": "hard", "balance": "none",
     "train_share": 1.0, "epochs": 30, "batch_size": 64, "optimizer": "adam", "lr": 0.0001, "weight_decay": 0.0001,
     "decay": "all", "beta1": 0.9, "beta2": 0.999, "eps": 1e-08, "momentum": 0.9, "schedule": "constant",
-    "schedule_epochs": 10, "schedule_factor": 0.1, "label_smoothing": 0.0, "precision": "auto", "dropout_p": 0.5, "dropout_site": "act1",
-    "dropout_unit": "element", "flip_interval": 5, "flip_interval_unit": "epoch", "flip_site": "act1",
-    "flip_position": "before_relu", "flip_p": 0.1, "flip_unit": "channel", "w_site": "act1", "w0": 0.1, "cliff": 6.0,
-    "w_shape": "channel", "w_mean": "model", "w_average_moments": False, "w_eval": "shared", "divide_by": "abs",
-    "w_gradient": "literal", "w_noise_scale": 2e-10, "noise_sd": 0.3, "noise_site": "act1", "shrink": 0.6,
-    "perturb": 0.01, "shake_p": 0.5
+    "schedule_epochs": 10, "schedule_factor": 0.1, "label_smoothing": 0.0, "precision": "auto", "dropout_p": 0.5,
+    "dropout_site": "act1", "dropout_unit": "element", "flip_interval": 5, "flip_interval_unit": "epoch",
+    "flip_site": "act1", "flip_position": "before_relu", "flip_p": 0.1, "flip_unit": "channel", "w_site": "act1",
+    "w0": 0.1, "cliff": 6.0, "w_shape": "channel", "w_mean": "model", "w_average_moments": False, "w_eval":
+    "shared", "divide_by": "abs", "w_gradient": "literal", "w_noise_scale": 2e-10, "noise_sd": 0.3, "noise_site":
+    "act1", "shrink": 0.6, "perturb": 0.01, "shake_p": 0.5
 }}
 
 
