@@ -31,11 +31,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LRScheduler,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
 from fer_lib.capture import Lane
 from fer_lib.compilation import check_compile, compiled, compiles, is_compiler_error
-from fer_lib.data import Augmentation, DeviceSplit, PackedDataset, at, epoch_order, sampled_labels, stream
+from fer_lib.data import (
+    Augmentation,
+    DeviceSplit,
+    PackedDataset,
+    at,
+    epoch_order,
+    sampled_labels,
+    stream,
+    used_counts,
+    used_rows,
+)
 from fer_lib.experiment import Experiment, ParameterError
 from fer_lib.methods import Method, build_method
 from fer_lib.metrics import Scores, confusion_matrix, scores
@@ -136,10 +153,11 @@ def check(e: Experiment, data: PackedDataset, world: World = ALONE) -> None:
     if e.batch_size % world.size:
         raise ParameterError(f"batch_size {e.batch_size} can't be divided among {world.size} processes: choose a "
                              f"multiple of {world.size}")
-    n = len(data.splits["train"])
+    n = used_counts(e, data)["train"]
     if e.batch_size > n:
+        of = f" (train_share {e.train_share:g})" if e.train_share < 1 else ""
         raise ParameterError(f"batch_size {e.batch_size} is larger than the {n} training images of "
-                             f"'{data.path.name}': choose at most {n}")
+                             f"'{data.path.name}'{of}: choose at most {n}")
     if e.labels != "hard" and "soft" not in data.splits["train"].samples:
         raise ParameterError(f"labels '{e.labels}' needs soft labels and '{data.path.name}' has none: use hard")
     if e.precision == "tf32" and choose_device(e.device).type != "cuda":
@@ -198,14 +216,15 @@ class Learner:
         self.scheduler = build_scheduler(e, self.optimizer)
         self.method.attach(self.optimizer, torch.Generator(device).manual_seed(stream(e.seed, "method")), e.seed)
         self.method.spread(world)
-        self.steps_per_epoch = len(self.train_split) // e.batch_size
+        used = used_rows(e, self.train_split.labels.cpu())
+        self.steps_per_epoch = len(used) // e.batch_size
         self.total_steps = self.steps_per_epoch * e.epochs
         fast = capture and world.size == 1 and compiles(e, self.total_steps, _image(e, data.image), device)
         self.loss = compiled(Learner._loss) if fast else Learner._loss
         self.step = 0                                   # steps taken
         self.epoch_losses: list[float] = []
-        self.weight = _class_weights(self.train_split.labels, len(data.classes), self.precision.dtype) \
-            if e.balance == "loss" else None
+        self.weight = _class_weights(self.train_split.labels[used.to(device)], len(data.classes),
+                                     self.precision.dtype) if e.balance == "loss" else None
         self.forced: dict[str, float] = {}              # flips by hand: site -> sign
         self.lane = Lane(device, f"the run is spread over {world.size} processes" if world.size > 1 else
                          "" if capture else "capture is switched off")
@@ -711,9 +730,13 @@ def build_optimizer(e: Experiment, model: nn.Module) -> Optimizer:
 
 
 def build_scheduler(e: Experiment, optimizer: Optimizer) -> LRScheduler:
-    """torch's scheduler, stepped at each epoch's end. Cosine ends at 0 after the last epoch."""
+    """torch's scheduler, stepped at each epoch's end. Cosine ends at 0 after the last epoch; with restarts it falls so
+    over each `schedule_epochs` and begins anew (SGDR, Loshchilov & Hutter 2017, with T_mult 1, by epochs).
+    """
     if e.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=e.epochs)
+    if e.schedule == "restarts":
+        return CosineAnnealingWarmRestarts(optimizer, e.schedule_epochs)
     if e.schedule == "step":
         return StepLR(optimizer, e.schedule_epochs, e.schedule_factor)
     if e.schedule == "plateau":

@@ -77,6 +77,8 @@ class Experiment:
                            ("hard", "soft", "sampled"), part="data")
     balance: str = _setting("none", "none, loss (weights 1/frequency) or sampler (classes equally often)",
                             ("none", "loss", "sampler"), part="data")
+    train_share: float = _setting(1., "share of the training split that is used, drawn by seed, class by class",
+                                  low=1e-6, high=1., part="data")
 
     epochs: int = _setting(30, "passes over the training split", low=1, high=100_000, part="training")
     batch_size: int = _setting(64, "images a step; the last partial batch is dropped", low=1, high=65_536,
@@ -91,10 +93,10 @@ class Experiment:
     beta2: float = _setting(.999, "Adam's second decay rate", low=0., high=.9999999, part="training")
     eps: float = _setting(1e-8, "Adam's epsilon", low=0., high=1., part="training")
     momentum: float = _setting(.9, "SGD's momentum", low=0., high=.9999999, part="training")
-    schedule: str = _setting("constant", "learning rate: constant, cosine, step or plateau",
-                             ("constant", "cosine", "step", "plateau"), part="training")
-    schedule_epochs: int = _setting(10, "step: epochs between cuts; plateau: epochs without a better validation loss",
-                                    low=1, high=100_000, part="training")
+    schedule: str = _setting("constant", "learning rate: constant, cosine, step, plateau or restarts (cosine, again)",
+                             ("constant", "cosine", "step", "plateau", "restarts"), part="training")
+    schedule_epochs: int = _setting(10, "step: epochs between cuts; plateau: epochs without a better validation loss; "
+                                    "restarts: epochs of each cosine", low=1, high=100_000, part="training")
     schedule_factor: float = _setting(.1, "step, plateau: what a cut multiplies the learning rate by", low=0., high=1.,
                                       part="training")
     label_smoothing: float = _setting(0., "share of the target spread over all classes", low=0., high=1.,
@@ -132,6 +134,15 @@ class Experiment:
                                ("literal", "exact", "modelled"), part="dynamic")
     w_noise_scale: float = _setting(2e-10, "modelled gradient: N(0,1) * this / max(abs(w), 1e-8)", low=0.,
                                     part="dynamic")
+
+    noise_sd: float = _setting(.3, "gaussian_noise: standard deviation", low=0., high=1e3, part="controls")
+    noise_site: str = _setting("act1", "gaussian_noise: where, after the activation", part="controls")
+    shrink: float = _setting(.6, "shrink_perturb: what weights are multiplied by at each toggle", low=0., high=1.,
+                             part="controls")
+    perturb: float = _setting(.01, "shrink_perturb: share of a fresh initialisation that is added", low=0., high=1e3,
+                              part="controls")
+    shake_p: float = _setting(.5, "shakedrop: chance that the last block stays as it is; others fall linearly from 1",
+                              low=0., high=1., part="controls")
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -275,7 +286,7 @@ def _used_fields(e: Experiment) -> set[str]:
     """The fields that can change a number of this run."""
     optional = {"beta1": e.optimizer != "sgd", "beta2": e.optimizer != "sgd", "eps": e.optimizer != "sgd",
                 "momentum": e.optimizer == "sgd",
-                "schedule_epochs": e.schedule in ("step", "plateau"),
+                "schedule_epochs": e.schedule in ("step", "plateau", "restarts"),
                 "schedule_factor": e.schedule in ("step", "plateau")}
     of_method = methods.fields(e.method)
     if e.w_gradient != "modelled":

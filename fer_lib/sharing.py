@@ -50,8 +50,7 @@ def train_on_gpus(runs: list[Run], workspace: Workspace, devices: list[str], tog
                     + (f" ({fits[k].bytes / 2 ** 20:,.0f} MiB and {1e3 * fits[k].step_seconds / fits[k].size:.2f} ms "
                        "a step each)" if fits[k].bytes else ""))
             groups = [(group, 1) for group in plan_groups(
-                [(k, run.experiment.epochs * (len(run.data.splits["train"]) // run.experiment.batch_size))
-                 for k, run in zip(kinds, runs)], fits, len(devices))]
+                [(k, run.steps) for k, run in zip(kinds, runs)], fits, len(devices))]
             yield from _all_groups(groups, runs, workspace, devices, pool, pools)
         except BaseException:
             writer.close()                              # this tells the workers
