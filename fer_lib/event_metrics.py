@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fer_lib.records import Records
+from fer_lib.records import TABLES, Records
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class RunTables:
     epochs: pd.DataFrame
     flips: pd.DataFrame
     history: pd.DataFrame
-    robustness: pd.DataFrame
 
     def by_epoch(self, split: str, column: str) -> pd.Series:
         """A column of the split's scores as trained, by epoch; empty where the records keep none."""
@@ -143,9 +142,15 @@ def chosen_gap(run: RunTables) -> float:
     return float(run.row["chosen_val_loss"] - run.row["chosen_train_loss"])
 
 
+def corruption_drop(run: RunTables) -> float:
+    """Test macro-F1 on intact images less its mean over the corruptions (fer_lib.robustness)."""
+    return float(run.row.get("uncorrupted_macro_f1", math.nan) - run.row.get("corrupted_macro_f1", math.nan))
+
+
 METRICS: dict[str, Callable[[RunTables], float]] = {f.__name__: f for f in (
     loss_spike, f1_drop, loss_over_an_interval, f1_over_an_interval, recovery_epochs, flip_count, flips_last_third,
-    interval_cv, synchrony, w_end_ratio, ends_negative, before_toggle_test_macro_f1, chosen_gap)}
+    interval_cv, synchrony, w_end_ratio, ends_negative, before_toggle_test_macro_f1, chosen_gap,
+    corruption_drop)}
 
 
 def measured(records: Records, arm: str, metric: str) -> pd.Series:
@@ -164,9 +169,9 @@ def measured(records: Records, arm: str, metric: str) -> pd.Series:
 
 def _runs(records: Records, runs: pd.DataFrame, arm: str) -> Iterator[RunTables]:
     tables = {}
-    for name in ("epochs", "flips", "history", "robustness"):
-        table = getattr(records, name, None)
-        own = table[table["name"] == arm] if table is not None and len(table) else pd.DataFrame()
+    for name in TABLES:
+        table = getattr(records, name)
+        own = table[table["name"] == arm] if len(table) else table
         tables[name] = {seed: rows for seed, rows in own.groupby("seed")} if len(own) else {}
     for seed, row in runs.iterrows():
         yield RunTables(row, **{name: by_seed.get(seed, pd.DataFrame()) for name, by_seed in tables.items()})

@@ -273,7 +273,8 @@ def metric_of(tmp_path: Path, name: str, flip_epochs: list[int] = (3, 6, 9), **c
     f1 = [.1, .3, .2, .35, .4, .3, .5, .45, .4, .5]
     tables = events_of(list(flip_epochs), loss, f1)
     tables.update(changes)
-    plant(tmp_path, [run("a", 0, .4, steps=40, last_epoch=10, flips_steps=len(flip_epochs))], **tables)
+    plant(tmp_path, [run("a", 0, .4, steps=40, last_epoch=10, flips_steps=len(flip_epochs),
+                         uncorrupted_macro_f1=.4, corrupted_macro_f1=.25)], **tables)
     return measured(read_records(tmp_path / "s"), "a", name)[0]
 
 
@@ -283,7 +284,8 @@ def metric_of(tmp_path: Path, name: str, flip_epochs: list[int] = (3, 6, 9), **c
     ("recovery_epochs", (2 + 1) / 2),               # epochs 3, 4 are above epoch 2's .8; epoch 6 is above epoch 5's .7
     ("flip_count", 3), ("flips_last_third", 1),     # steps 9, 21, 33 of 40
     ("interval_cv", 0), ("synchrony", 1), ("w_end_ratio", .02), ("ends_negative", .5),
-    ("before_toggle_test_macro_f1", .44), ("chosen_gap", 1.5), ("last_test_macro_f1", .39)])
+    ("before_toggle_test_macro_f1", .44), ("chosen_gap", 1.5), ("last_test_macro_f1", .39),
+    ("corruption_drop", .15)])
 def test_event_metrics_by_hand(tmp_path, name, wanted):
     assert metric_of(tmp_path, name) == pytest.approx(wanted)
 
