@@ -49,6 +49,7 @@ class Sample:
     ids: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     reason: str = ""
+    drawn: bool = False                                 # of drawn faces: they describe and judge nothing
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def judge(claims: Claims, folder: Path) -> list[ClaimVerdict]:
     studies = {study: _Study(folder / study, data) for study, data in claims.data.items()}
     asked = [(claim, contrast) for claim in claims.claims for contrast in claim.contrasts]
     samples = [_sample(contrast, studies) for _, contrast in asked]
-    questions = [Question(tuple(sample.values), c.direction, c.n, c.margin, c.value)
+    questions = [Question(tuple(sample.values), "shown" if sample.drawn else c.direction, c.n, c.margin, c.value)
                  for (_, c), sample in zip(asked, samples)]
     families: dict[object, list[int]] = {}
     for k, (_, contrast) in enumerate(asked):
@@ -107,6 +108,7 @@ def _claim_verdict(claim: Claim, found: list[ContrastVerdict]) -> ClaimVerdict:
     missing = [c.sample.reason for c in asked if c.judgement.verdict == NOT_JUDGED]
     few = [c for c in asked if c.judgement.verdict == DESCRIPTIVE and c.contrast.direction != "shown"]
     reasons = list(dict.fromkeys(missing + [
+        "drawn faces are no evidence about methods" if c.sample.drawn else
         f"n = {c.judgement.n} where {c.contrast.n} are asked for ({c.contrast.label})" for c in few]))
     more = f"; and {len(reasons) - 2} more" if len(reasons) > 2 else ""
     return ClaimVerdict(claim, verdict, "; ".join(reasons[:2]) + more, tuple(found))
@@ -192,7 +194,8 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
     if contrast.against:
         result = result - (values[contrast.against[0]][seeds] - values[contrast.against[1]][seeds])
     ids = tuple(runs[arm]["id"][s] for arm in runs for s in seeds)
-    return Sample(result, ids, tuple(notes))
+    drawn = any(bool(runs[arm]["drawn"].any()) for arm in runs)
+    return Sample(result, ids, tuple(notes), drawn=drawn)
 
 
 def _nothing(reason: str, notes: Sequence[str] = ()) -> Sample:

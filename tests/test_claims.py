@@ -38,8 +38,6 @@ def test_all_22_claims_are_there_in_order():
 
 @pytest.mark.parametrize("study, data", CLAIMS.data.items())
 def test_each_arm_is_a_studys_on_that_data_and_has_the_seeds_that_its_claims_need(study, data):
-    if not (STUDIES / f"{study}.yml").exists():
-        pytest.skip("this study comes with its methods")
     content = yaml.safe_load((STUDIES / f"{study}.yml").read_text())
     assert content["settings"]["data"] == data
     for claim in CLAIMS.claims:
@@ -140,7 +138,8 @@ SEED_EFFECT = RNG.normal(.4, .03, 200)
 
 def run(arm: str, seed: int, f1: float, **more) -> dict:
     return {"study": "s", "name": arm, "method": "baseline", "seed": seed, "id": f"{arm}{seed}", "data": "faces",
-            "data_hash": "d", "semantics": 2, "env_device": "GPU", "env_precision": "tf32", "setting_epochs": 3,
+            "data_hash": "d",
+            "drawn": False, "semantics": 2, "env_device": "GPU", "env_precision": "tf32", "setting_epochs": 3,
             "setting_batch_size": 64, "setting_backbone": "resnet18", "setting_width": 1., "setting_w0": .1,
             "setting_image_size": 0, "steps": 12, "last_epoch": 3, "chosen_test_macro_f1": f1,
             "last_test_macro_f1": f1 - .01, "max_val_macro_f1": f1 + .02, "flips_steps": 0, "chosen_val_loss": 2.,
@@ -204,6 +203,13 @@ def test_too_few_seeds_describe_and_say_so(tmp_path):
 def test_what_can_not_be_compared_is_not_judged_and_says_why(tmp_path, rows, reason):
     found = verdict(tmp_path, *rows)
     assert found.verdict == "not judged" and reason in found.reason and found.contrasts[0].judgement.n == 0
+
+
+@pytest.mark.parametrize("contrast", [{"direction": "greater"}, {"direction": "each_above", "value": 0}])
+def test_drawn_faces_judge_nothing(tmp_path, contrast):
+    found = verdict(tmp_path, arm("a", .3, drawn=True), **contrast)
+    assert (found.verdict, found.reason) == ("descriptive", "drawn faces are no evidence about methods")
+    assert found.contrasts[0].judgement.n == 20
 
 
 def test_records_of_nothing_are_not_judged(tmp_path):
@@ -361,8 +367,7 @@ def test_the_command_prints_a_verdict_for_every_claim(capsys):
 
 
 def test_the_claims_of_another_size_are_on_its_records(tmp_path):
-    moved = at_size(CLAIMS, ROOT / FILE, "quick") if (STUDIES / "controls.yml").exists() else at_size(
-        dataclasses.replace(CLAIMS, data={"table1": "fer2013"}), ROOT / FILE, "quick")
+    moved = at_size(CLAIMS, ROOT / FILE, "quick")
     assert moved.data["table1-quick"] == "synthetic-quick"
     assert moved.claims[0].contrasts[0].arms == ("table1-quick/periodic", "table1-quick/baseline")
     paper = at_size(dataclasses.replace(CLAIMS, data={"table1": "fer2013"}), ROOT / FILE, "paper")
