@@ -138,9 +138,8 @@ SEED_EFFECT = RNG.normal(.4, .03, 200)
 
 def run(arm: str, seed: int, f1: float, **more) -> dict:
     return {"study": "s", "name": arm, "method": "baseline", "seed": seed, "id": f"{arm}{seed}", "data": "faces",
-            "data_hash": "d",
-            "drawn": False, "semantics": 2, "env_device": "GPU", "env_precision": "tf32", "setting_epochs": 3,
-            "setting_batch_size": 64, "setting_backbone": "resnet18", "setting_width": 1., "setting_w0": .1,
+            "data_hash": "d", "drawn": False, "semantics": 2, "env_device": "GPU", "env_precision": "tf32",
+            "setting_epochs": 3, "setting_batch_size": 64, "setting_backbone": "resnet18", "setting_width": 1., "setting_w0": .1,
             "setting_image_size": 0, "steps": 12, "last_epoch": 3, "chosen_test_macro_f1": f1,
             "last_test_macro_f1": f1 - .01, "max_val_macro_f1": f1 + .02, "flips_steps": 0, "chosen_val_loss": 2.,
             "chosen_train_loss": .5, **more}
@@ -379,25 +378,62 @@ def test_the_claims_of_another_size_are_on_its_records(tmp_path):
 # --- the claims were there before the records ---
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+def git(root: Path, *arguments: str) -> str:
+    found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return found.stdout.strip()
 
 
-def committed_records() -> list[str]:
-    return [study for study in CLAIMS.data if (RESULTS / study / "runs.parquet").exists()]
+def contrasts_on(study: str, some: Claims) -> list:
+    return [(claim.name, c) for claim in some.claims for c in claim.contrasts
+            if any(arm.startswith(f"{study}/") for arm in c.arms)]
+
+
+def changed_after_the_records(root: Path, tmp_path: Path) -> list[str]:
+    """Studies whose contrasts are not those of the parent of the commit that added the study's records."""
+    now, late = read_claims(root / FILE), []
+    for study in now.data:
+        records = f"notebooks/results/{study}/runs.parquet"
+        if added := git(root, "log", "--diff-filter=A", "--format=%H", "--", records).split():
+            before = f"{added[-1]}^:{FILE}"
+            known = subprocess.run(["git", "cat-file", "-e", before], cwd=root, capture_output=True).returncode == 0
+            then = contrasts_on(study, read_claims(written(tmp_path, git(root, "show", before)))) if known else None
+            late += [study] if then != contrasts_on(study, now) else []
+    return late
 
 
 def test_the_claims_were_committed_before_the_records_that_they_judge(tmp_path):
-    """The parent of the commit that added a study's records has each contrast on it as it is now."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    if git("rev-parse", "--is-shallow-repository") == "true":
+    if git(ROOT, "rev-parse", "--is-shallow-repository") == "true":
         pytest.skip("a shallow clone has no history")
-    for study in committed_records():
-        added = git("log", "--diff-filter=A", "--format=%H", "--", f"notebooks/results/{study}/runs.parquet").split()
-        if not added:
-            continue                                # not committed yet
-        then = read_claims(written(tmp_path, git("show", f"{added[-1]}^:{FILE}")))
-        on = lambda some, study=study: {c.name: [x for x in c.contrasts if any(
-            a.startswith(study + "/") for a in x.arms)] for c in some.claims}
-        assert on(then) == on(CLAIMS), f"the claims on {study} changed after its records were made"
+    assert changed_after_the_records(ROOT, tmp_path) == []
+
+
+def test_claims_that_come_late_or_change_are_found(tmp_path):
+    """Of three studies one has its claim before its records, one after, one beside them."""
+    root, content = tmp_path / "repository", {"studies": dict.fromkeys("stu", "faces"), "claims": {}}
+
+    def commit(claims: dict[str, str], records: str = "") -> None:
+        for name, study in claims.items():
+            content["claims"][name] = yaml.safe_load(yaml.safe_dump(GOOD["claims"]["C1"]).replace("s/", f"{study}/"))
+        if claims:
+            (root / FILE).write_text(yaml.safe_dump(content))
+        if records:
+            (root / "notebooks" / "results" / records).mkdir(parents=True)
+            (root / "notebooks" / "results" / records / "runs.parquet").write_bytes(b"numbers")
+        git(root, "add", "-A")
+        git(root, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "a step")
+
+    (root / FILE).parent.mkdir(parents=True)
+    git(root, "init", "-q")
+    commit({"C1": "s"})
+    commit({}, "s")
+    assert changed_after_the_records(root, tmp_path) == []
+    commit({}, "t")
+    commit({"C2": "t"})
+    commit({"C3": "u"}, "u")
+    assert changed_after_the_records(root, tmp_path) == ["t", "u"]
+    content["claims"]["C1"]["margin"] = .001
+    commit({"C4": "u"})
+    assert changed_after_the_records(root, tmp_path) == ["s", "t", "u"]
