@@ -139,8 +139,8 @@ SEED_EFFECT = RNG.normal(.4, .03, 200)
 def run(arm: str, seed: int, f1: float, **more) -> dict:
     return {"study": "s", "name": arm, "method": "baseline", "seed": seed, "id": f"{arm}{seed}", "data": "faces",
             "data_hash": "d", "drawn": False, "semantics": 2, "env_device": "GPU", "env_precision": "tf32",
-            "setting_epochs": 3, "setting_batch_size": 64, "setting_backbone": "resnet18", "setting_width": 1., "setting_w0": .1,
-            "setting_image_size": 0, "steps": 12, "last_epoch": 3, "chosen_test_macro_f1": f1,
+            "setting_epochs": 3, "setting_batch_size": 64, "setting_backbone": "resnet18", "setting_width": 1.,
+            "setting_w0": .1, "setting_image_size": 0, "steps": 12, "last_epoch": 3, "chosen_test_macro_f1": f1,
             "last_test_macro_f1": f1 - .01, "max_val_macro_f1": f1 + .02, "flips_steps": 0, "chosen_val_loss": 2.,
             "chosen_train_loss": .5, **more}
 
