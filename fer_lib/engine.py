@@ -728,7 +728,7 @@ def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device
     assert world.size == 1 or len(runs) == 1
     states = states or [None] * len(runs)
     steering = steering or [Steering() for _ in runs]
-    with _settings(runs, device), _deferred_signals() as stopping:
+    with _settings(runs, device) as settle, _deferred_signals() as stopping:
         learners, images = [], {}
         for (e, data), state, own in zip(runs, states, steering, strict=True):
             learners.append(Learner(e, data, device, own, capture, images, world))
@@ -740,6 +740,7 @@ def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device
                 ready = [k for k in team if not steering[k].paused or world.any(steering[k].waiting)]
                 if not ready and all(steering[k].paused for k in going):
                     steering[team[0]].wait(.1)
+                settle()
                 blocks = blocks_together([(k, learners[k]) for k in ready], stopping)
                 for block in blocks[:1]:
                     block.together.extend(blocks)
@@ -763,21 +764,29 @@ def _teams(going: list[int], learners: list[Learner]) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device) -> Iterator[None]:
-    """Threads, determinism and TF32 as the runs ask, and as they were afterwards."""
+def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device) -> Iterator[Callable[[], None]]:
+    """Threads, determinism and TF32 as the runs ask, and as they were afterwards. Yields a function that sets them
+    again, where a loop that began or ended between two blocks has set its own.
+    """
     threads = {e.threads for e, _ in runs}
     deterministic = {e.deterministic for e, _ in runs}
     if len(threads) > 1 or len(deterministic) > 1:
         raise ParameterError("runs that train together share the process: give them the same threads and deterministic")
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
               torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-    torch.set_num_threads(threads.pop() if threads else before[0])
-    if device.type == "cuda" and deterministic == {True}:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = deterministic != {True}
+    number = threads.pop() if threads else before[0]
+
+    def settle() -> None:
+        if torch.get_num_threads() != number:
+            torch.set_num_threads(number)
+        if device.type == "cuda" and deterministic == {True}:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = deterministic != {True}
+
+    settle()
     try:
-        yield
+        yield settle
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])

@@ -9,9 +9,11 @@
         events.parquet        a row for each thing that a reader did while it trained, where there was any
         model.safetensors     the weights of the chosen epoch (best macro-F1 on val, as trained)
         result.json           status and numbers, written last
-    and while it is unfinished checkpoint.safetensors, log/ (fer_lib.steplog) and requests/ (fer_lib.steering).
+    and while it is unfinished checkpoint.safetensors, log/ (fer_lib.steplog), requests/ (fer_lib.steering) and lock/
+    (fer_lib.locks).
 
-A finished run is never trained again; an unfinished one goes on from its checkpoint to the same bits. A run whose
+A finished run is never trained again; an unfinished one goes on from its checkpoint to the same bits. One process at a
+time trains it, also where several machines share the disk: the others are told fer_lib.locks.Busy. A run whose
 numbers a reader changed by hand (flips, lr, weight decay) moves to `...-steered`: it is not the experiment any more.
 """
 
@@ -38,6 +40,7 @@ from fer_lib.data import PackedDataset, open_packed
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
 from fer_lib.files import RecordError, write_atomically, write_json, write_table, writing
+from fer_lib.locks import RunLock
 from fer_lib.steering import CHANGES, REQUESTS, Steering
 from fer_lib.steplog import FLIP_COLUMNS, LogReader, StepLog, block_rows, flip_table, history_table, read_lines
 from fer_lib.workspace import Workspace
@@ -171,7 +174,7 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
 
     All runs share one device (by default that of the first experiment). Ctrl-C, SIGTERM or a reader's stop: each run is
     checkpointed at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss is no longer a
-    number.
+    number, and Busy where another process trains one of them.
 
     world: one run on several processes. Rank 0 records it; the others take part, write nothing and answer no request.
     """
@@ -183,7 +186,8 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
         yield from _take_part(going[0], device, world)
         return
     with _together(world):
-        recorders = [Recorder(run, device, world, len(going)) for run in going]
+        recorders = _recorders(going, device, world)
+    going = [r.run for r in recorders]
     blocks = engine.train([(run.experiment, run.data) for run in going], device, [r.state for r in recorders],
                           [run.steering for run in going], world=world)
     try:
@@ -204,6 +208,21 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
         blocks.close()
         for r in recorders:
             r.close()
+
+
+def _recorders(runs: Sequence[Run], device: torch.device, world: World) -> list["Recorder"]:
+    """Of each run that is ours now, but for those that another process has finished in the meantime."""
+    recorders: list[Recorder] = []
+    try:
+        for run in runs:
+            recorders.append(Recorder(run, device, world, len(runs)))
+        if world.size > 1 and runs[0].finished:
+            raise RecordError(f"'{runs[0].path.name}' was finished by another process in this moment")
+    except BaseException:
+        for r in recorders:
+            r.close()
+        raise
+    return [r for r in recorders if not r.run.finished]
 
 
 def _take_part(run: Run, device: torch.device, world: World) -> Iterator[Block]:
@@ -246,6 +265,20 @@ class Recorder:
         self.state: dict | None = None
         self.block: Block | None = None
         self.log: StepLog | None = None
+        self.lock = RunLock(self.path)
+        try:
+            run.reload()                                # another process may have trained it since it was opened
+            if run.finished:
+                self.lock.release(forget=True)
+            else:
+                self._begin(device, world)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _begin(self, device: torch.device, world: World) -> None:
+        """Take up what is on disk, and say that the run goes on."""
+        run = self.run
         self.failed, self.steered, self.events = False, run.steered, 0
         self.seconds, self.images, self.saved_step, self.memory = 0., 0, 0, 0
         self.saved_at, self.interval = time.monotonic(), self.e.checkpoint_seconds
@@ -274,6 +307,7 @@ class Recorder:
 
     def add(self, block: Block) -> None:
         """Take a block in; checkpoint where it is time or asked for, finish where it is the last."""
+        self.lock.verify()
         self.block = block
         if self.log is None:
             self.log = StepLog(self.path, block.sites, bool(block.w), self.saved_step, self.events)
@@ -295,7 +329,9 @@ class Recorder:
             self.checkpoint()
 
     def _become_steered(self) -> None:
-        self.run.move_aside()
+        with self.lock.moving():
+            self.run.move_aside()
+            self.lock.run = self.path
         self.log.folder = self.path / "log"
         self.steered = True
         self._write_result({"status": "running"})
@@ -316,7 +352,7 @@ class Recorder:
 
         Where it broke off within a block, its state is of no step's end and the last checkpoint stays as well.
         """
-        if self.run.finished:
+        if self.run.finished or self.lock.lost:
             return
         if status == "interrupted" and self.block is not None and self.block.network.whole \
                 and self.block.last_step > self.saved_step:
@@ -328,6 +364,7 @@ class Recorder:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+        self.lock.release()
 
     def finish(self) -> None:
         """The final files, then result.json, then the leftovers go."""
@@ -341,9 +378,11 @@ class Recorder:
         pace = {"seconds": round(self.seconds, 3), "images_per_second": round(self.images / self.seconds, 1),
                 "peak_memory_bytes": self.memory, "runs_together": self.together}
         counts = {name: len(split) for name, split in self.run.data.splits.items()}
+        self.lock.verify()
         self._write_result({"status": "finished", "n": counts, **pace,
                             **summary(self.e, epochs, flips, self.block.steps_per_epoch)})
-        self.close()
+        self.log.close()
+        self.lock.release(forget=True)
         (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
         for leftover in ("log", REQUESTS):
             shutil.rmtree(self.path / leftover, ignore_errors=True)
