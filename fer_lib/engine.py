@@ -106,11 +106,15 @@ class Block:
 
 
 class Stopped(KeyboardInterrupt):
-    """Interrupt, termination or a reader's stop, raised between two steps: everything was handed out in blocks."""
+    """Interrupt, termination or a reader's stop, raised between two steps: everything was handed out in blocks.
 
-    def __init__(self) -> None:
+    exit_code: what a command ends with, 128 + the signal. 143 tells a cluster's SIGTERM from Ctrl-C and a stop, 130.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__("training was stopped after a whole step: its record and checkpoint are kept, run the same "
                          "cell or command again to go on")
+        self.exit_code = 128 + number
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -754,7 +758,7 @@ def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device
                     raise Stopped
                 going = [k for k in going if learners[k].step < learners[k].total_steps]
                 if stop:
-                    raise Stopped
+                    raise Stopped(stopping.number or signal.SIGINT)
 
 
 def _teams(going: list[int], learners: list[Learner]) -> list[list[int]]:
@@ -794,25 +798,33 @@ def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.de
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3:]
 
 
+class _Asked:
+    """Whether a signal has asked for the end, and which came first."""
+
+    number = 0
+
+    def __call__(self) -> bool:
+        return self.number > 0
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+
 @contextlib.contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
+def _deferred_signals() -> Iterator[_Asked]:
     """SIGINT and SIGTERM set a flag that is read between steps; a second SIGINT interrupts at once.
 
     Only in the main thread, where Python allows handlers; elsewhere signals act as they did.
     """
-    asked = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
+    asked = _Asked()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield asked
         return
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, asked.ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_lib.files import RecordError, write_table
+from fer_lib.files import RECORD_FORMAT, RecordError, write_table
 
 # single methods in this order, then combinations
 ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip")
@@ -49,7 +49,7 @@ def read_records(folder: Path) -> Records:
         raise RecordError(f"no records in '{folder.name}': run a study first, for example 'make study'")
     rows, tables, unfinished, steered = [], {name: [] for name in TABLES}, [], []
     for path in results:
-        result = json.loads(path.read_text())
+        result = read_result(path)
         if result["steered"]:
             steered.append(path.parent.name)
             continue
@@ -63,6 +63,20 @@ def read_records(folder: Path) -> Records:
     joined = {name: pd.concat(t, ignore_index=True) if t else pd.DataFrame() for name, t in tables.items()}
     rows.sort(key=lambda row: (rank(row["method"]), row["study"], row["name"], row["seed"]))
     return Records(pd.DataFrame(rows), unfinished=unfinished, steered=steered, **joined)
+
+
+def read_result(path: Path) -> dict:
+    """A run's result.json. Raises RecordError where it is damaged or of another format."""
+    name = path.parent.name
+    try:
+        result = json.loads(path.read_text())
+    except ValueError:
+        raise RecordError(f"'{name}/result.json' is damaged: delete that file to train the run again") from None
+    found = result.get("format") if isinstance(result, dict) else None
+    if found != RECORD_FORMAT:
+        raise RecordError(f"'{name}' is a record of format {found}, this version reads {RECORD_FORMAT}: read it with "
+                          "the version of this kit that wrote it, or move it away to train the run again")
+    return result
 
 
 def rank(method: str) -> tuple:

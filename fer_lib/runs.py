@@ -39,14 +39,14 @@ from fer_lib.checkpoint import read_state, write_state, write_weights
 from fer_lib.data import PackedDataset, open_packed
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
-from fer_lib.files import RecordError, write_atomically, write_json, write_table, writing
-from fer_lib.locks import RunLock
+from fer_lib.files import RECORD_FORMAT, RecordError, write_atomically, write_json, write_table, writing
+from fer_lib.locks import LOCK, RunLock
+from fer_lib.records import read_result
 from fer_lib.steering import CHANGES, REQUESTS, Steering
 from fer_lib.steplog import FLIP_COLUMNS, LogReader, StepLog, block_rows, flip_table, history_table, read_lines
 from fer_lib.workspace import Workspace
 from fer_lib.world import ALONE, World
 
-RECORD_FORMAT = 1
 CHECKPOINT_SHARE = .01          # of the training time may go into checkpoints: where they take long they get rarer
 EVENT_COLUMNS = ["step", "epoch", "kind", "site", "value"]
 
@@ -86,16 +86,9 @@ class Run:
 
     def _read_result(self) -> dict:
         try:
-            result = json.loads((self.path / "result.json").read_text())
+            return read_result(self.path / "result.json")
         except FileNotFoundError:
             return {"status": "new"}
-        except json.JSONDecodeError:
-            raise RecordError(f"'{self.path.name}/result.json' is damaged: delete that file to train the run "
-                              "again") from None
-        if result.get("format") != RECORD_FORMAT:
-            raise RecordError(f"'{self.path.name}' is a record of format {result.get('format')}, this version reads "
-                              f"{RECORD_FORMAT}: move it away to train the run again")
-        return result
 
     def reload(self) -> None:
         """Read result.json again: another process may have written it."""
@@ -109,6 +102,20 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+    def clear_halves(self) -> None:
+        """Remove files that a killed process was writing."""
+        for half in self.path.glob(".*.tmp"):
+            half.unlink(missing_ok=True)
+
+    def clear_leftovers(self) -> None:
+        """Remove from a finished run what only an unfinished one needs; a process may be killed before it came to that.
+        """
+        with contextlib.suppress(OSError):              # a copy that can't be written is as good
+            (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
+            self.clear_halves()
+        for leftover in ("log", REQUESTS, LOCK):
+            shutil.rmtree(self.path / leftover, ignore_errors=True)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -178,6 +185,9 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
 
     world: one run on several processes. Rank 0 records it; the others take part, write nothing and answer no request.
     """
+    for run in runs:
+        if run.finished:
+            run.clear_leftovers()
     going = [run for run in runs if not run.finished]
     if not going:
         return
@@ -279,6 +289,7 @@ class Recorder:
     def _begin(self, device: torch.device, world: World) -> None:
         """Take up what is on disk, and say that the run goes on."""
         run = self.run
+        run.clear_halves()
         self.failed, self.steered, self.events = False, run.steered, 0
         self.seconds, self.images, self.saved_step, self.memory = 0., 0, 0, 0
         self.saved_at, self.interval = time.monotonic(), self.e.checkpoint_seconds
@@ -383,9 +394,7 @@ class Recorder:
                             **summary(self.e, epochs, flips, self.block.steps_per_epoch)})
         self.log.close()
         self.lock.release(forget=True)
-        (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
-        for leftover in ("log", REQUESTS):
-            shutil.rmtree(self.path / leftover, ignore_errors=True)
+        self.run.clear_leftovers()
 
     def _write_result(self, values: dict) -> None:
         self.run.result = {"format": RECORD_FORMAT, "id": self.run.id, "study": self.e.study, "name": self.e.label,

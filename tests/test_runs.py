@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_data, make_experiment, short, write_packed
+from safetensors import safe_open
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 import fer_lib
-from fer_lib import engine, files, runs
+from fer_lib import checkpoint, engine, files, runs
 from fer_lib.checkpoint import read_state, write_state
 from fer_lib.data import PackedDataset, open_packed
 from fer_lib.files import RecordError
@@ -333,13 +335,37 @@ def test_a_record_of_another_attempt_is_not_mixed_in(data, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("file", "text", "reason"), [
     ("result.json", "{", "'.*/result.json' is damaged: delete that file"),
-    ("result.json", '{"format": 99, "status": "finished"}', "format 99, this version reads 1"),
+    ("result.json", '{"format": 99, "status": "finished"}', "format 99, this version reads 1: read it with"),
+    ("result.json", "[]", "format None, this version reads 1"),
     ("checkpoint.safetensors", "x", "'.*/checkpoint.safetensors' is damaged .*: delete that file")])
 def test_damaged_records_are_named(data, tmp_path, file, text, reason):
     run = started(tmp_path, data, 1)
     (run.path / file).write_text(text)
     with pytest.raises(RecordError, match=reason):
         list(record([Run(run.experiment, data, tmp_path)]))
+
+
+def test_a_checkpoint_of_another_format_is_named_and_one_without_is_read(data, tmp_path, monkeypatch):
+    """The first versions wrote no format into a checkpoint."""
+    monkeypatch.setattr(checkpoint, "STATE_FORMAT", 2)
+    run = started(tmp_path, data, 1)
+    path = run.path / "checkpoint.safetensors"
+    monkeypatch.undo()
+    with pytest.raises(RecordError, match="'.*/checkpoint.safetensors' is a checkpoint of format 2, this version reads "
+                                          "1: finish the run with the version of this kit that began it, or delete"):
+        read_state(path)
+    with safe_open(path, framework="pt") as f:
+        tensors, text = {key: f.get_tensor(key) for key in f.keys()}, f.metadata()["state"]
+    save_file(tensors, path, metadata={"state": text})
+    assert read_state(path)["learner"]["step"] == 8
+
+
+def test_a_damaged_record_in_a_study_is_named(data, tmp_path):
+    run = started(tmp_path, data, 1)
+    for text, reason in (("{", "result.json' is damaged"), ('{"format": 0}', "is a record of format 0")):
+        (run.path / "result.json").write_text(text)
+        with pytest.raises(RecordError, match=f"'{run.path.name}.*{reason}|{reason}"):
+            read_records(tmp_path)
 
 
 def test_nothing_is_written_before_the_first_block(data, tmp_path):
