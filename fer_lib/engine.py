@@ -71,7 +71,8 @@ class Block:
     holds its scores and `train_loss` its mean loss. `events`: what steering did; such a block holds no step. memory:
     bytes, the device's peak (CPU: the process's). `state()`, `model()` and `network` show the learner at the block's
     end; they hold until the next block is asked for. eager: why the run's steps are not recorded and replayed, or not
-    compiled where they should be; empty where they are, and on a CPU. Runs that are replayed advance together: the
+    compiled where they should be; empty where they are, and on a CPU. broken: the first of the model's tensors that
+    holds a NaN or inf at the block's end. Runs that are replayed advance together: the
     first of their blocks holds all of them in `together`, the others none.
     """
 
@@ -95,6 +96,7 @@ class Block:
     train_loss: float = math.nan
     last: bool = False
     eager: str = ""
+    broken: str = ""
     together: "list[Block]" = field(default_factory=list, repr=False)
     state: Callable[[], dict] = field(default=dict, repr=False)
     model: Callable[[], dict[str, Tensor]] = field(default=dict, repr=False)
@@ -151,9 +153,21 @@ def check(e: Experiment, data: PackedDataset, world: World = ALONE) -> None:
     try:
         with torch.device("meta"):
             model = _model(e, data)
+            if e.batch_size == 1:
+                _check_norms(model, _image(e, data))
             build_method(e.method, vars(e)).modify(model, _image(e, data))
     except ValueError as error:
         raise ParameterError(str(error)) from None
+
+
+def _check_norms(model: nn.Module, image: tuple[int, int, int]) -> None:
+    """Batch normalisation can't train on a single value a channel. `model` is on the meta device."""
+    try:
+        model.train()(torch.empty(1, *image))
+    except ValueError:
+        channels, height, width = image
+        raise ParameterError(f"batch_size 1 can't train on images of {height} x {width} pixels: batch normalisation "
+                             "needs more than one value, and the last maps are 1 x 1; choose at least 2") from None
 
 
 def _image(e: Experiment, data: PackedDataset) -> tuple[int, int, int]:
@@ -397,6 +411,7 @@ class Learner:
             if steps:
                 self._pace = (time.perf_counter() - self._started) / steps
             self.epoch_losses += loss.tolist()
+            broken = self._broken() if steps else ""
             evaluations, train_loss = [], math.nan
             if steps and self.step % self.steps_per_epoch == 0:
                 train_loss, self.epoch_losses = float(np.mean(self.epoch_losses)), []
@@ -410,8 +425,18 @@ class Learner:
         return Block(run, self.e, self._first, self._epoch, self.steps_per_epoch, self.log.sites, loss,
                      np.full(steps, lr), w, negative, turned_negative, turned_positive,
                      steps * self.e.batch_size, time.perf_counter() - self._started, memory, self.events,
-                     evaluations, train_loss, self.step >= self.total_steps, self.lane.eager or self.lane.note, [],
-                     self.state, self.weights, self)
+                     evaluations, train_loss, self.step >= self.total_steps, self.lane.eager or self.lane.note, broken,
+                     [], self.state, self.weights, self)
+
+    @torch.no_grad()
+    def _broken(self) -> str:
+        """The first of the model's tensors that holds a NaN or inf, or "". Asked once a block: sums are quick, and not
+        finite where one of their terms isn't.
+        """
+        values = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
+        if torch.stack([value.sum() for value in values.values()]).isfinite().all():
+            return ""
+        return next((name for name, value in values.items() if not value.isfinite().all()), "")
 
     def obey(self, command: Command) -> list[Event]:
         """Act on a command between two steps. A site or channel that the network hasn't is answered by no event."""

@@ -52,7 +52,7 @@ EVENT_COLUMNS = ["step", "epoch", "kind", "site", "value"]
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, w or a weight is no longer a number."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -180,8 +180,8 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
     """Train what is not finished and record it; yields the blocks. Leaving the loop keeps a resumable record.
 
     All runs share one device (by default that of the first experiment). Ctrl-C, SIGTERM or a reader's stop: each run is
-    checkpointed at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss is no longer a
-    number, and Busy where another process trains one of them.
+    checkpointed at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss, w or a weight is no
+    longer a number, and Busy where another process trains one of them.
 
     world: one run on several processes. Rank 0 records it; the others take part, write nothing and answer no request.
     """
@@ -329,11 +329,10 @@ class Recorder:
         kinds = {event.kind for event in block.events}
         if kinds & set(CHANGES) and not self.steered:
             self._become_steered()
-        if not np.isfinite(block.loss).all():
+        if what := _gone_bad(block, self.path.name):
             self.failed = True
-            step = block.first_step + int(np.flatnonzero(~np.isfinite(block.loss))[0])
-            raise Diverged(f"the loss of '{self.path.name}' is {block.loss[step - block.first_step]} at step {step}: "
-                           f"the run has diverged; try a smaller lr than {self.e.lr:g}")
+            kept = f"; its last checkpoint, of step {self.saved_step}, is kept" if self.saved_step else ""
+            raise Diverged(f"{what}: the run has diverged{kept}; try a smaller lr than {self.e.lr:g}")
         if block.last:
             self.finish()
         elif "checkpoint" in kinds or time.monotonic() - self.saved_at >= self.interval:
@@ -400,6 +399,19 @@ class Recorder:
         self.run.result = {"format": RECORD_FORMAT, "id": self.run.id, "study": self.e.study, "name": self.e.label,
                            "method": self.e.method, "seed": self.e.seed, "steered": self.steered, **values}
         write_json(self.path / "result.json", self.run.result)
+
+
+def _gone_bad(block: Block, name: str) -> str:
+    """What in the block is no longer a number, and at which step; empty where all are."""
+    columns = [(f"the loss of '{name}'", block.loss)]
+    if block.w:
+        columns += [(f"w of '{name}' at {site}", mean) for site, mean in zip(block.sites, block.w["mean"].T)]
+    found = [(int(np.flatnonzero(~np.isfinite(values))[0]), what, values) for what, values in columns
+             if not np.isfinite(values).all()]
+    if found:
+        row, what, values = min(found, key=lambda one: one[0])          # the loss before w, of the same step
+        return f"{what} is {values[row]} at step {block.first_step + row}"
+    return f"'{block.broken}' of '{name}' is no longer finite at step {block.last_step}" if block.broken else ""
 
 
 def _write_history(path: Path, reader: LogReader) -> None:
