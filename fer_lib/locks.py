@@ -17,7 +17,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
@@ -58,7 +57,7 @@ class Holder:
 
     @classmethod
     def here(cls) -> "Holder":
-        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _begun(os.getpid()),
+        return cls(uuid.uuid4().hex, os.uname().nodename, _machine(), os.getpid(), _begun(os.getpid()),
                    time.strftime("%Y-%m-%d %H:%M:%S %z"))
 
     def dead(self) -> bool | None:

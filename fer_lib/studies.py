@@ -123,7 +123,8 @@ def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[s
 
 def _check_ending(study: Study, runs: list[Run], workspace: Workspace) -> None:
     """Raise ParameterError where the closing table or the report could not be made."""
-    if study.report and not (workspace.root / "notebooks" / study.report).is_file():
+    if study.report and (Path(study.report).name != study.report            # it would run one from anywhere
+                         or not (workspace.root / "notebooks" / study.report).is_file()):
         raise ParameterError(f"no report notebook '{study.report}' in notebooks/")
     splits = [name for name in runs[0].data.splits if name != "train"]
     measures = ["max_val_macro_f1", "min_train_loss"] + [
