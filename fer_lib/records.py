@@ -35,6 +35,7 @@ class Records:
     steered: list[str] = field(default_factory=list)
 
 
+MOST_STEPS = 2 ** 31 - 1        # of a run: they are counted in 32 bits
 TABLES = ("epochs", "flips", "history")
 
 
@@ -130,8 +131,10 @@ def main(argv: list[str] | None = None) -> int:
     export_command.add_argument("--every", type=int, default=64, help="keep each N-th step of the history")
     args = parser.parse_args(argv)
     try:
+        if not 1 <= args.every <= MOST_STEPS:
+            raise ValueError(f"--every is a whole number from 1 to {MOST_STEPS}, not {args.every}")
         records = export(args.study, args.out, args.every)
-    except (RecordError, ValueError) as error:
+    except (RecordError, ValueError, OSError) as error:
         print(f"records: {error}", file=sys.stderr)
         return 2
     print(f"{len(records.runs)} runs in {args.out}")

@@ -55,7 +55,7 @@ def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, ob
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ParameterError(f"no study file at '{path}' ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:        # also impossible dates, and depth
         raise ParameterError(f"'{path.name}' is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not {"study", "arms", "seeds"} <= set(content):
         raise ParameterError(f"'{path.name}' must have the keys study, arms and seeds")
