@@ -349,6 +349,7 @@ class Recorder:
     def checkpoint(self) -> None:
         """Everything needed to go on, written so that a crash at any moment leaves a consistent state."""
         started = time.monotonic()
+        self.lock.verify(now=True)
         self.log.sync()
         write_state(self.path / "checkpoint.safetensors", {"learner": self.block.state(), "seconds": self.seconds,
                                                            "images": self.images, "events": self.events})
@@ -378,6 +379,7 @@ class Recorder:
 
     def finish(self) -> None:
         """The final files, then result.json, then the leftovers go."""
+        self.lock.verify(now=True)
         epochs, flips = self.run.epochs, self.run.flips
         _write_history(self.path / "history.parquet", LogReader(self.path))
         write_table(self.path / "epochs.parquet", epochs)
@@ -388,7 +390,7 @@ class Recorder:
         pace = {"seconds": round(self.seconds, 3), "images_per_second": round(self.images / self.seconds, 1),
                 "peak_memory_bytes": self.memory, "runs_together": self.together}
         counts = {name: len(split) for name, split in self.run.data.splits.items()}
-        self.lock.verify()
+        self.lock.verify(now=True)
         self._write_result({"status": "finished", "n": counts, **pace,
                             **summary(self.e, epochs, flips, self.block.steps_per_epoch)})
         self.log.close()
