@@ -230,6 +230,10 @@ def read_manifest(directory: Path) -> dict:
     if found != FORMAT:
         way_out = "pack the data again with --overwrite"
         raise DataError(f"{directory} is of packed format {found!r}, this version reads {FORMAT}; {way_out}")
+    wanted = ("title", "classes", "image", "splits", "normalization", "content_sha256", "dropped")
+    if missing := [key for key in wanted if key not in manifest]:
+        raise DataError(f"{path} is incomplete or garbled, it has no {missing[0]}: pack the data again "
+                        "with --overwrite")
     return manifest
 
 

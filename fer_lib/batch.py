@@ -3,7 +3,8 @@
     python -m fer_lib.batch notebooks/studies/quick.yml [--workers N] [--device cuda] [--seeds 0,1,2] [--set epochs=2]
 
 Everything is checked before the first run starts; finished runs are skipped; one run's failure doesn't stop the rest.
-Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 130: interrupted, start again to go on.
+Exit code 0: all runs are finished; 1: some failed; 2: the study can't be run; 130: interrupted by Ctrl-C, 143: by
+SIGTERM, as a cluster does before it takes a machine away; each run is checkpointed, start again to go on.
 """
 
 # The work is done in fer_lib.studies. This file stays small because each worker process imports it once more.
@@ -11,7 +12,14 @@ if __name__ == "__main__":
     import signal
     import sys
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)   # what a cluster sends: the same clean end as Ctrl-C
+    asked = []
+
+    def end(number: int, frame: object) -> None:        # SIGTERM: the same clean end as Ctrl-C
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     from fer_lib.studies import main
 
-    sys.exit(main())
+    code = main()
+    sys.exit(128 + asked[0] if asked and code == 130 else code)

@@ -9,19 +9,26 @@ from torch import Tensor
 
 from fer_lib.files import RecordError, write_atomically
 
+STATE_FORMAT = 1        # raised when a checkpoint of an earlier version can't be taken up any more
+
 
 def write_state(path: Path, state: dict) -> None:
     """A nested dict of tensors, lists and plain values as one safetensors file: tensors by path, the rest as JSON."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_lift(state, "", tensors))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomically(path, lambda p: save_file(tensors, p, metadata={"state": text}))
+    write_atomically(path, lambda p: save_file(tensors, p, metadata={"state": text, "format": str(STATE_FORMAT)}))
 
 
 def read_state(path: Path) -> dict:
-    """What `write_state` wrote, tensors on the CPU. Raises RecordError where the file is damaged."""
+    """What `write_state` wrote, tensors on the CPU. Raises RecordError where it is damaged or of another format."""
     try:
         with safe_open(path, framework="pt") as f:
+            written = (f.metadata() or {}).get("format", "1")           # the first versions wrote none
+            if written != str(STATE_FORMAT):
+                raise RecordError(f"'{path.parent.name}/{path.name}' is a checkpoint of format {written}, this version "
+                                  f"reads {STATE_FORMAT}: finish the run with the version of this kit that began it, "
+                                  "or delete the run's folder to train it anew")
             tensors = {key: f.get_tensor(key) for key in f.keys()}
             return _lower(json.loads(f.metadata()["state"]), tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

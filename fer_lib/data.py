@@ -81,7 +81,11 @@ def open_packed(path: str | Path) -> PackedDataset:
     """
     path = Path(path)
     shown = path.name if path.is_absolute() else path
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+    except OSError:                                     # a name that is too long
+        there = False
+    if not there:
         source = {"synthetic": "synthetic", "synthetic-quick": "synthetic --preset quick"}.get(
             path.name, f"{path.name.split('-')[0]} --source PATH")
         raise DataError(f"no packed data at '{shown}': make it with 'python -m data_prep {source} --out "

@@ -7,10 +7,10 @@ NAME is a field of fer_lib.Experiment, such as data, method or batch_size (of th
 record is that of notebook 04_train with the same parameters: it shows the finished run, and either goes on where the
 other stopped. Device "auto" is a GPU for each process, by NCCL, else the CPU, by gloo.
 
-Exit code 0: the run is finished; 1: it failed; 2: it can't be run; 130: stopped, start again to go on. torchrun itself
-turns all but 0 into 1 and reports them at length. The first form lets the processes find each other through a file and
-listens on loopback only. torchrun opens a port on every interface and unpickles what it is sent there: use it where no
-stranger reaches the machine.
+Exit code 0: the run is finished; 1: it failed; 2: it can't be run; 130: stopped by Ctrl-C or a reader, 143: by
+SIGTERM, as a cluster does, start again to go on. torchrun itself turns all but 0 into 1 and reports them at length. The
+first form lets the processes find each other through a file and listens on loopback only. torchrun opens a port on
+every interface and unpickles what it is sent there: use it where no stranger reaches the machine.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def train(run: Run, world: World) -> int:
         for _ in record([run], device, world):
             pass
     except engine.Stopped as error:
-        code, sentence = 130, str(error)
+        code, sentence = error.exit_code, str(error)
     except (Diverged, RecordError) as error:
         code, sentence = 1, str(error)
     if world.rank == 0:
@@ -110,7 +110,7 @@ def launch(processes: int, settings: list[str]) -> int:
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = _wait(going)
-            return 130 if code and asked else code
+            return 128 + asked[0] if code and asked else code
         finally:
             for process in going:
                 process.kill()

@@ -89,7 +89,8 @@ class Block:
     holds its scores and `train_loss` its mean loss. `events`: what steering did; such a block holds no step. memory:
     bytes, the device's peak (CPU: the process's). `state()`, `model()` and `network` show the learner at the block's
     end; they hold until the next block is asked for. eager: why the run's steps are not recorded and replayed, or not
-    compiled where they should be; empty where they are, and on a CPU. Runs that are replayed advance together: the
+    compiled where they should be; empty where they are, and on a CPU. broken: the first of the model's tensors that
+    holds a NaN or inf at the block's end. Runs that are replayed advance together: the
     first of their blocks holds all of them in `together`, the others none.
     """
 
@@ -113,6 +114,7 @@ class Block:
     train_loss: float = math.nan
     last: bool = False
     eager: str = ""
+    broken: str = ""
     together: "list[Block]" = field(default_factory=list, repr=False)
     state: Callable[[], dict] = field(default=dict, repr=False)
     model: Callable[[], dict[str, Tensor]] = field(default=dict, repr=False)
@@ -124,11 +126,15 @@ class Block:
 
 
 class Stopped(KeyboardInterrupt):
-    """Interrupt, termination or a reader's stop, raised between two steps: everything was handed out in blocks."""
+    """Interrupt, termination or a reader's stop, raised between two steps: everything was handed out in blocks.
 
-    def __init__(self) -> None:
+    exit_code: what a command ends with, 128 + the signal. 143 tells a cluster's SIGTERM from Ctrl-C and a stop, 130.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__("training was stopped after a whole step: its record and checkpoint are kept, run the same "
                          "cell or command again to go on")
+        self.exit_code = 128 + number
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -170,9 +176,22 @@ def check(e: Experiment, data: PackedDataset, world: World = ALONE) -> None:
 def _check_network(e: Experiment, classes: int, image: tuple[int, int, int]) -> None:
     try:
         with torch.device("meta"):
-            build_method(e.method, vars(e)).modify(_model(e, classes, image), _image(e, image))
+            model = _model(e, classes, image)
+            if e.batch_size == 1:
+                _check_norms(model, _image(e, image))
+            build_method(e.method, vars(e)).modify(model, _image(e, image))
     except ValueError as error:
         raise ParameterError(str(error)) from None
+
+
+def _check_norms(model: nn.Module, image: tuple[int, int, int]) -> None:
+    """Batch normalisation can't train on a single value a channel. `model` is on the meta device."""
+    try:
+        model.train()(torch.empty(1, *image))
+    except ValueError:
+        channels, height, width = image
+        raise ParameterError(f"batch_size 1 can't train on images of {height} x {width} pixels: batch normalisation "
+                             "needs more than one value, and the last maps are 1 x 1; choose at least 2") from None
 
 
 def _image(e: Experiment, image: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -425,6 +444,7 @@ class Learner:
             if steps:
                 self._pace = (time.perf_counter() - self._started) / steps
             self.epoch_losses += loss.tolist()
+            broken = self._broken() if steps else ""
             evaluations, train_loss = [], math.nan
             if steps and self.step % self.steps_per_epoch == 0:
                 train_loss, self.epoch_losses = float(np.mean(self.epoch_losses)), []
@@ -438,8 +458,18 @@ class Learner:
         return Block(run, self.e, self._first, self._epoch, self.steps_per_epoch, self.log.sites, loss,
                      np.full(steps, lr), w, negative, turned_negative, turned_positive,
                      steps * self.e.batch_size, time.perf_counter() - self._started, memory, self.events,
-                     evaluations, train_loss, self.step >= self.total_steps, self.lane.eager or self.lane.note, [],
-                     self.state, self.weights, self)
+                     evaluations, train_loss, self.step >= self.total_steps, self.lane.eager or self.lane.note, broken,
+                     [], self.state, self.weights, self)
+
+    @torch.no_grad()
+    def _broken(self) -> str:
+        """The first of the model's tensors that holds a NaN or inf, or "". Asked once a block: sums are quick, and not
+        finite where one of their terms isn't.
+        """
+        values = {name: value for name, value in self.model.state_dict().items() if value.is_floating_point()}
+        if torch.stack([value.sum() for value in values.values()]).isfinite().all():
+            return ""
+        return next((name for name, value in values.items() if not value.isfinite().all()), "")
 
     def obey(self, command: Command) -> list[Event]:
         """Act on a command between two steps. A site or channel that the network hasn't is answered by no event."""
@@ -775,7 +805,7 @@ def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device
     assert world.size == 1 or len(runs) == 1
     states = states or [None] * len(runs)
     steering = steering or [Steering() for _ in runs]
-    with _settings(runs, device), _deferred_signals() as stopping:
+    with _settings(runs, device) as settle, _deferred_signals() as stopping:
         learners, images = [], {}
         for (e, data), state, own in zip(runs, states, steering, strict=True):
             learners.append(Learner(e, data, device, own, capture, images, world))
@@ -787,6 +817,7 @@ def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device
                 ready = [k for k in team if not steering[k].paused or world.any(steering[k].waiting)]
                 if not ready and all(steering[k].paused for k in going):
                     steering[team[0]].wait(.1)
+                settle()
                 blocks = blocks_together([(k, learners[k]) for k in ready], stopping)
                 for block in blocks[:1]:
                     block.together.extend(blocks)
@@ -800,7 +831,7 @@ def train(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device
                     raise Stopped
                 going = [k for k in going if learners[k].step < learners[k].total_steps]
                 if stop:
-                    raise Stopped
+                    raise Stopped(stopping.number or signal.SIGINT)
 
 
 def _teams(going: list[int], learners: list[Learner]) -> list[list[int]]:
@@ -810,21 +841,29 @@ def _teams(going: list[int], learners: list[Learner]) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device) -> Iterator[None]:
-    """Threads, determinism and TF32 as the runs ask, and as they were afterwards."""
+def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.device) -> Iterator[Callable[[], None]]:
+    """Threads, determinism and TF32 as the runs ask, and as they were afterwards. Yields a function that sets them
+    again, where a loop that began or ended between two blocks has set its own.
+    """
     threads = {e.threads for e, _ in runs}
     deterministic = {e.deterministic for e, _ in runs}
     if len(threads) > 1 or len(deterministic) > 1:
         raise ParameterError("runs that train together share the process: give them the same threads and deterministic")
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
               torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-    torch.set_num_threads(threads.pop() if threads else before[0])
-    if device.type == "cuda" and deterministic == {True}:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = deterministic != {True}
+    number = threads.pop() if threads else before[0]
+
+    def settle() -> None:
+        if torch.get_num_threads() != number:
+            torch.set_num_threads(number)
+        if device.type == "cuda" and deterministic == {True}:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = deterministic != {True}
+
+    settle()
     try:
-        yield
+        yield settle
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
@@ -832,25 +871,33 @@ def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.de
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3:]
 
 
+class _Asked:
+    """Whether a signal has asked for the end, and which came first."""
+
+    number = 0
+
+    def __call__(self) -> bool:
+        return self.number > 0
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+
 @contextlib.contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
+def _deferred_signals() -> Iterator[_Asked]:
     """SIGINT and SIGTERM set a flag that is read between steps; a second SIGINT interrupts at once.
 
     Only in the main thread, where Python allows handlers; elsewhere signals act as they did.
     """
-    asked = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
+    asked = _Asked()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield asked
         return
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, asked.ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -242,31 +243,42 @@ def settings_of(pairs: Iterable[str]) -> dict[str, object]:
     changes = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals:
+        if not equals or not key:
             raise ParameterError(f"--set takes name=value, not '{pair}'")
         try:
             changes[key] = as_number(key, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise ParameterError(f"--set {pair}: '{value}' is no value in YAML") from None
+        except (yaml.YAMLError, ValueError, RecursionError):            # a date or number that can't be, too, and depth
+            raise ParameterError(f"--set {key}: {shown(value)} is no value in YAML") from None
     return changes
+
+
+def shown(value: object) -> str:
+    """The value in a sentence: on one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:                                  # Python writes no whole number of more than 4300 digits
+        return f"a whole number of more than {sys.get_int_max_str_digits()} digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _checked(f: dataclasses.Field, value: object) -> object:
     """The value in the field's type, or ParameterError."""
     kind, rule = type(f.default), f.metadata
     if kind is float and type(value) is int:
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if kind is float and value in ("inf", "Infinity"):              # JSON, YAML and the command line can't say inf
         value = math.inf
     if type(value) is not kind:
         want = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}[kind]
-        raise ParameterError(f"{f.name} is {want}, not {value!r} ({rule['help']})")
+        raise ParameterError(f"{f.name} is {want}, not {shown(value)} ({rule['help']})")
     if rule["choices"] and value not in rule["choices"]:
         near = difflib.get_close_matches(value.lower(), rule["choices"], 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ParameterError(f"unknown {f.name} '{value}' (choose one of {', '.join(rule['choices'])}{hint})")
+        raise ParameterError(f"unknown {f.name} {shown(value)} (choose one of {', '.join(rule['choices'])}{hint})")
     if kind in (int, float) and not rule["low"] <= value <= rule["high"]:
-        raise ParameterError(f"{f.name} = {value} is out of range {rule['low']:g} to {rule['high']:g} ({rule['help']})")
+        raise ParameterError(f"{f.name} = {shown(value)} is out of range {rule['low']:g} to {rule['high']:g} "
+                             f"({rule['help']})")
     return value
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 from safetensors import SafetensorError
 
+RECORD_FORMAT = 1       # of a run's directory; raised when what an earlier version wrote can't be read any more
+
 
 class RecordError(RuntimeError):
     """A record that can't be written or read; its one sentence names the file and the way out."""

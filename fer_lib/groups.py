@@ -11,6 +11,7 @@ import torch
 from fer_lib.data import PackedDataset
 from fer_lib.engine import Learner
 from fer_lib.experiment import Experiment
+from fer_lib.locks import Busy
 from fer_lib.progress import follow
 from fer_lib.runs import Diverged, Run, record
 
@@ -131,8 +132,8 @@ def plan_groups(runs: Sequence[tuple[Hashable, int]], fits: dict[Hashable, Fit],
 def train_group(runs: Sequence[Run], device: torch.device, say: Callable[[str], None]) -> dict[int, str]:
     """Train and record them together; by number, what went wrong with those that did not finish.
 
-    A run that diverges leaves the group, and the others go on. Where memory runs out each half goes on by itself, from
-    the last checkpoints. Whatever else goes wrong is raised.
+    A run that diverges, or that another process trains, leaves the group, and the others go on. Where memory runs out
+    each half goes on by itself, from the last checkpoints. Whatever else goes wrong is raised.
     """
     failed: dict[int, str] = {}
     waiting = [list(range(len(runs)))]
@@ -140,7 +141,12 @@ def train_group(runs: Sequence[Run], device: torch.device, say: Callable[[str], 
         group = [n for n in waiting.pop(0) if not runs[n].finished and n not in failed]
         if not group:
             continue
-        reason = _train([runs[n] for n in group], device, say)
+        try:
+            reason = _train([runs[n] for n in group], device, say)
+        except Busy as error:
+            failed |= {n: str(error) for n in group if runs[n].path == error.run}
+            waiting.insert(0, group)
+            continue
         if reason == OUT_OF_MEMORY and len(group) == 1:
             failed[group[0]] = OUT_OF_MEMORY
         elif reason == OUT_OF_MEMORY:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_lib.files import RecordError, write_table
+from fer_lib.files import RECORD_FORMAT, RecordError, write_table
 
 # single methods in this order, then combinations
 ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "gaussian_noise",
@@ -38,6 +38,7 @@ class Records:
     robustness: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
+MOST_STEPS = 2 ** 31 - 1        # of a run: they are counted in 32 bits
 TABLES = ("epochs", "flips", "history")
 
 
@@ -54,7 +55,7 @@ def read_records(folder: Path) -> Records:
         raise RecordError(f"no records in '{folder.name}': run a study first, for example 'make study'")
     rows, tables, unfinished, steered = [], {name: [] for name in (*TABLES, "robustness")}, [], []
     for path in results:
-        result = json.loads(path.read_text())
+        result = read_result(path)
         if result["steered"]:
             steered.append(path.parent.name)
             continue
@@ -79,6 +80,20 @@ def _robustness_means(table: pd.DataFrame) -> dict[str, float]:
     names = [c for c in table if c not in ("kind", "severity", "n", "version")]
     return {f"{part}_{name}": float(table.loc[rows, name].mean()) for name in names
             for part, rows in (("uncorrupted", intact), ("corrupted", ~intact))}
+
+
+def read_result(path: Path) -> dict:
+    """A run's result.json. Raises RecordError where it is damaged or of another format."""
+    name = path.parent.name
+    try:
+        result = json.loads(path.read_text())
+    except ValueError:
+        raise RecordError(f"'{name}/result.json' is damaged: delete that file to train the run again") from None
+    found = result.get("format") if isinstance(result, dict) else None
+    if found != RECORD_FORMAT:
+        raise RecordError(f"'{name}' is a record of format {found}, this version reads {RECORD_FORMAT}: read it with "
+                          "the version of this kit that wrote it, or move it away to train the run again")
+    return result
 
 
 def rank(method: str) -> tuple:
@@ -133,8 +148,10 @@ def main(argv: list[str] | None = None) -> int:
     export_command.add_argument("--every", type=int, default=64, help="keep each N-th step of the history")
     args = parser.parse_args(argv)
     try:
+        if not 1 <= args.every <= MOST_STEPS:
+            raise ValueError(f"--every is a whole number from 1 to {MOST_STEPS}, not {args.every}")
         records = export(args.study, args.out, args.every)
-    except (RecordError, ValueError) as error:
+    except (RecordError, ValueError, OSError) as error:
         print(f"records: {error}", file=sys.stderr)
         return 2
     print(f"{len(records.runs)} runs in {args.out}")

@@ -9,9 +9,11 @@
         events.parquet        a row for each thing that a reader did while it trained, where there was any
         model.safetensors     the weights of the chosen epoch (best macro-F1 on val, as trained)
         result.json           status and numbers, written last
-    and while it is unfinished checkpoint.safetensors, log/ (fer_lib.steplog) and requests/ (fer_lib.steering).
+    and while it is unfinished checkpoint.safetensors, log/ (fer_lib.steplog), requests/ (fer_lib.steering) and lock/
+    (fer_lib.locks).
 
-A finished run is never trained again; an unfinished one goes on from its checkpoint to the same bits. A run whose
+A finished run is never trained again; an unfinished one goes on from its checkpoint to the same bits. One process at a
+time trains it, also where several machines share the disk: the others are told fer_lib.locks.Busy. A run whose
 numbers a reader changed by hand (flips, lr, weight decay) moves to `...-steered`: it is not the experiment any more.
 """
 
@@ -37,19 +39,20 @@ from fer_lib.checkpoint import read_state, write_state, write_weights
 from fer_lib.data import PackedDataset, open_packed, used_counts
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
-from fer_lib.files import RecordError, write_atomically, write_json, write_table, writing
+from fer_lib.files import RECORD_FORMAT, RecordError, write_atomically, write_json, write_table, writing
+from fer_lib.locks import LOCK, RunLock
+from fer_lib.records import read_result
 from fer_lib.steering import CHANGES, REQUESTS, Steering
 from fer_lib.steplog import FLIP_COLUMNS, LogReader, StepLog, block_rows, flip_table, history_table, read_lines
 from fer_lib.workspace import Workspace
 from fer_lib.world import ALONE, World
 
-RECORD_FORMAT = 1
 CHECKPOINT_SHARE = .01          # of the training time may go into checkpoints: where they take long they get rarer
 EVENT_COLUMNS = ["step", "epoch", "kind", "site", "value"]
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, w or a weight is no longer a number."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
@@ -83,16 +86,9 @@ class Run:
 
     def _read_result(self) -> dict:
         try:
-            result = json.loads((self.path / "result.json").read_text())
+            return read_result(self.path / "result.json")
         except FileNotFoundError:
             return {"status": "new"}
-        except json.JSONDecodeError:
-            raise RecordError(f"'{self.path.name}/result.json' is damaged: delete that file to train the run "
-                              "again") from None
-        if result.get("format") != RECORD_FORMAT:
-            raise RecordError(f"'{self.path.name}' is a record of format {result.get('format')}, this version reads "
-                              f"{RECORD_FORMAT}: move it away to train the run again")
-        return result
 
     def reload(self) -> None:
         """Read result.json again: another process may have written it."""
@@ -106,6 +102,20 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+    def clear_halves(self) -> None:
+        """Remove files that a killed process was writing."""
+        for half in self.path.glob(".*.tmp"):
+            half.unlink(missing_ok=True)
+
+    def clear_leftovers(self) -> None:
+        """Remove from a finished run what only an unfinished one needs; a process may be killed before it came to that.
+        """
+        with contextlib.suppress(OSError):              # a copy that can't be written is as good
+            (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
+            self.clear_halves()
+        for leftover in ("log", REQUESTS, LOCK):
+            shutil.rmtree(self.path / leftover, ignore_errors=True)
 
     @property
     def steps(self) -> int:
@@ -176,11 +186,14 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
     """Train what is not finished and record it; yields the blocks. Leaving the loop keeps a resumable record.
 
     All runs share one device (by default that of the first experiment). Ctrl-C, SIGTERM or a reader's stop: each run is
-    checkpointed at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss is no longer a
-    number.
+    checkpointed at the step it reached, then engine.Stopped is raised. Raises Diverged when a loss, w or a weight is no
+    longer a number, and Busy where another process trains one of them.
 
     world: one run on several processes. Rank 0 records it; the others take part, write nothing and answer no request.
     """
+    for run in runs:
+        if run.finished:
+            run.clear_leftovers()
     going = [run for run in runs if not run.finished]
     if not going:
         return
@@ -189,7 +202,8 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
         yield from _take_part(going[0], device, world)
         return
     with _together(world):
-        recorders = [Recorder(run, device, world, len(going)) for run in going]
+        recorders = _recorders(going, device, world)
+    going = [r.run for r in recorders]
     blocks = engine.train([(run.experiment, run.data) for run in going], device, [r.state for r in recorders],
                           [run.steering for run in going], world=world)
     try:
@@ -210,6 +224,21 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
         blocks.close()
         for r in recorders:
             r.close()
+
+
+def _recorders(runs: Sequence[Run], device: torch.device, world: World) -> list["Recorder"]:
+    """Of each run that is ours now, but for those that another process has finished in the meantime."""
+    recorders: list[Recorder] = []
+    try:
+        for run in runs:
+            recorders.append(Recorder(run, device, world, len(runs)))
+        if world.size > 1 and runs[0].finished:
+            raise RecordError(f"'{runs[0].path.name}' was finished by another process in this moment")
+    except BaseException:
+        for r in recorders:
+            r.close()
+        raise
+    return [r for r in recorders if not r.run.finished]
 
 
 def _take_part(run: Run, device: torch.device, world: World) -> Iterator[Block]:
@@ -252,6 +281,21 @@ class Recorder:
         self.state: dict | None = None
         self.block: Block | None = None
         self.log: StepLog | None = None
+        self.lock = RunLock(self.path)
+        try:
+            run.reload()                                # another process may have trained it since it was opened
+            if run.finished:
+                self.lock.release(forget=True)
+            else:
+                self._begin(device, world)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _begin(self, device: torch.device, world: World) -> None:
+        """Take up what is on disk, and say that the run goes on."""
+        run = self.run
+        run.clear_halves()
         self.failed, self.steered, self.events = False, run.steered, 0
         self.seconds, self.images, self.saved_step, self.memory = 0., 0, 0, 0
         self.saved_at, self.interval = time.monotonic(), self.e.checkpoint_seconds
@@ -280,6 +324,7 @@ class Recorder:
 
     def add(self, block: Block) -> None:
         """Take a block in; checkpoint where it is time or asked for, finish where it is the last."""
+        self.lock.verify()
         self.block = block
         if self.log is None:
             self.log = StepLog(self.path, block.sites, bool(block.w), self.saved_step, self.events)
@@ -290,18 +335,19 @@ class Recorder:
         kinds = {event.kind for event in block.events}
         if kinds & set(CHANGES) and not self.steered:
             self._become_steered()
-        if not np.isfinite(block.loss).all():
+        if what := _gone_bad(block, self.path.name):
             self.failed = True
-            step = block.first_step + int(np.flatnonzero(~np.isfinite(block.loss))[0])
-            raise Diverged(f"the loss of '{self.path.name}' is {block.loss[step - block.first_step]} at step {step}: "
-                           f"the run has diverged; try a smaller lr than {self.e.lr:g}")
+            kept = f"; its last checkpoint, of step {self.saved_step}, is kept" if self.saved_step else ""
+            raise Diverged(f"{what}: the run has diverged{kept}; try a smaller lr than {self.e.lr:g}")
         if block.last:
             self.finish()
         elif "checkpoint" in kinds or time.monotonic() - self.saved_at >= self.interval:
             self.checkpoint()
 
     def _become_steered(self) -> None:
-        self.run.move_aside()
+        with self.lock.moving():
+            self.run.move_aside()
+            self.lock.run = self.path
         self.log.folder = self.path / "log"
         self.steered = True
         self._write_result({"status": "running"})
@@ -309,6 +355,7 @@ class Recorder:
     def checkpoint(self) -> None:
         """Everything needed to go on, written so that a crash at any moment leaves a consistent state."""
         started = time.monotonic()
+        self.lock.verify(now=True)
         self.log.sync()
         write_state(self.path / "checkpoint.safetensors", {"learner": self.block.state(), "seconds": self.seconds,
                                                            "images": self.images, "events": self.events})
@@ -322,7 +369,7 @@ class Recorder:
 
         Where it broke off within a block, its state is of no step's end and the last checkpoint stays as well.
         """
-        if self.run.finished:
+        if self.run.finished or self.lock.lost:
             return
         if status == "interrupted" and self.block is not None and self.block.network.whole \
                 and self.block.last_step > self.saved_step:
@@ -333,9 +380,11 @@ class Recorder:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+        self.lock.release()
 
     def finish(self) -> None:
         """The final files, then result.json, then the leftovers go."""
+        self.lock.verify(now=True)
         epochs, flips = self.run.epochs, self.run.flips
         _write_history(self.path / "history.parquet", LogReader(self.path))
         write_table(self.path / "epochs.parquet", epochs)
@@ -345,17 +394,30 @@ class Recorder:
         write_weights(self.path / "model.safetensors", self.block.state()["best"]["weights"])
         pace = {"seconds": round(self.seconds, 3), "images_per_second": round(self.images / self.seconds, 1),
                 "peak_memory_bytes": self.memory, "runs_together": self.together}
+        self.lock.verify(now=True)
         self._write_result({"status": "finished", "n": used_counts(self.e, self.run.data), **pace,
                             **summary(self.e, epochs, flips, self.block.steps_per_epoch)})
-        self.close()
-        (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
-        for leftover in ("log", REQUESTS):
-            shutil.rmtree(self.path / leftover, ignore_errors=True)
+        self.log.close()
+        self.lock.release(forget=True)
+        self.run.clear_leftovers()
 
     def _write_result(self, values: dict) -> None:
         self.run.result = {"format": RECORD_FORMAT, "id": self.run.id, "study": self.e.study, "name": self.e.label,
                            "method": self.e.method, "seed": self.e.seed, "steered": self.steered, **values}
         write_json(self.path / "result.json", self.run.result)
+
+
+def _gone_bad(block: Block, name: str) -> str:
+    """What in the block is no longer a number, and at which step; empty where all are."""
+    columns = [(f"the loss of '{name}'", block.loss)]
+    if block.w:
+        columns += [(f"w of '{name}' at {site}", mean) for site, mean in zip(block.sites, block.w["mean"].T)]
+    found = [(int(np.flatnonzero(~np.isfinite(values))[0]), what, values) for what, values in columns
+             if not np.isfinite(values).all()]
+    if found:
+        row, what, values = min(found, key=lambda one: one[0])          # the loss before w, of the same step
+        return f"{what} is {values[row]} at step {block.first_step + row}"
+    return f"'{block.broken}' of '{name}' is no longer finite at step {block.last_step}" if block.broken else ""
 
 
 def _write_history(path: Path, reader: LogReader) -> None:

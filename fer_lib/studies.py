@@ -89,7 +89,7 @@ def _content(path: Path) -> dict:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ParameterError(f"no study file at '{path}' ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:        # also impossible dates, and depth
         raise ParameterError(f"'{path.name}' is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not {"study", "arms", "seeds"} <= set(content):
         raise ParameterError(f"'{path.name}' must have the keys study, arms and seeds")
@@ -175,7 +175,8 @@ def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[s
 
 def _check_ending(study: Study, runs: list[Run], workspace: Workspace) -> None:
     """Raise ParameterError where the closing table or the report could not be made."""
-    if study.report and not (workspace.root / "notebooks" / study.report).is_file():
+    if study.report and (Path(study.report).name != study.report            # it would run one from anywhere
+                         or not (workspace.root / "notebooks" / study.report).is_file()):
         raise ParameterError(f"no report notebook '{study.report}' in notebooks/")
     splits = [name for name in runs[0].data.splits if name != "train"]
     measures = ["max_val_macro_f1", "min_train_loss"] + [

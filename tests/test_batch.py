@@ -185,7 +185,7 @@ def test_a_stopped_study_goes_on_to_the_same_bits_and_a_failing_run_stops_no_oth
     steps = [0]
     for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
         stopped = stop(place, tmp_path, number, group)
-        assert stopped.returncode == 130, stopped.stderr
+        assert stopped.returncode == 128 + number, stopped.stderr
         assert stopped.stderr == ("batch: interrupted; finished runs are kept, start the same command again to go on\n")
         path, = (p for p in (tmp_path / "tiny").iterdir())              # the others were not started
         result = json.loads((path / "result.json").read_text())

@@ -389,9 +389,10 @@ def test_a_signal_ends_the_block_at_the_next_step_and_hands_it_out(number, monke
 
     monkeypatch.setattr(Learner, "train_step", step_and_signal)
     blocks = []
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped) as stopped:
         for block in train([(make_experiment(), data)], CPU):
             blocks.append(block)
+    assert stopped.value.exit_code == 128 + number
     assert [len(b.loss) for b in blocks] == [3]
     monkeypatch.setattr(Learner, "train_step", true_step)
     rest = list(train([(make_experiment(), data)], CPU, [blocks[0].state()]))

@@ -166,7 +166,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     ("lab", ["jupyter lab", "notebooks/00_start_here.ipynb"]),
     ("test", ["ruff check", "pytest", "--nbval-lax", "--dist loadfile"]),
     ("benchmark", ["tests/benchmark_live.py --browser", "tests/benchmark_data.py", "fer_lib.benchmark_speed"]),
-    ("clean", ["rm -rf"]), ("help", [])])
+    ("stress", ["tests/stress.py"]), ("clean", ["rm -rf"]), ("help", [])])
 def test_make_has_its_targets(target, commands):
     shown = make(target)
     assert shown.returncode == 0, shown.stderr
@@ -180,7 +180,7 @@ def test_files_named_by_the_makefile_exist_and_help_names_the_targets():
         assert (ROOT / path).is_file(), path
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in shown.splitlines() if line.startswith("make ")} == {
-        "study", "test", "lab", "table1", "benchmark"}
+        "study", "test", "lab", "table1", "stress", "benchmark"}
 
 
 def test_clean_leaves_records_and_data():

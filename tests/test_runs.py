@@ -14,14 +14,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_data, make_experiment, short, write_packed
+import torch
+from conftest import assert_same_bits, make_data, make_experiment, short, train_one, train_together, write_packed
+from safetensors import safe_open
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 import fer_lib
-from fer_lib import engine, files, runs
+from fer_lib import checkpoint, engine, files, runs
 from fer_lib.checkpoint import read_state, write_state
 from fer_lib.data import PackedDataset, open_packed
 from fer_lib.files import RecordError
+from fer_lib.groups import train_group
 from fer_lib.records import export, read_records
 from fer_lib.runs import Diverged, Run, record
 
@@ -317,6 +321,44 @@ def test_a_diverged_run_fails_with_its_step(data, tmp_path):
     assert read_records(tmp_path).unfinished == [f"{run.path.name}: failed"]
 
 
+@pytest.mark.parametrize("broken", ["w", "weights"])
+def test_w_and_weights_that_go_bad_fail_with_their_step_and_the_good_checkpoint_stays(data, tmp_path, monkeypatch,
+                                                                                      broken):
+    """The loss stays finite: it is found out nonetheless, in the block where it happens, before a checkpoint is made of
+    it; also in the last one. The run beside it goes on.
+    """
+    monkeypatch.setattr(engine, "BLOCK_STEPS", 3)
+    bad_step = 24
+    true_step = engine.Learner.train_step
+
+    def step(self):
+        if self.step == bad_step - 1 and self.e.seed == 1:
+            with torch.no_grad():
+                (self.method.weights()["layer2.0.act1"] if broken == "w" else self.model.fc.bias)[-1] = -np.inf
+        return true_step(self)
+
+    monkeypatch.setattr(engine.Learner, "train_step", step)
+    settings = dict(method="dynamic", w0=.003, w_mean="none", epochs=3, checkpoint_seconds=0.)
+    runs = [Run(make_experiment(seed=k, **settings), data, tmp_path) for k in range(2)]
+    true_add = engine.Log.add
+    monkeypatch.setattr(engine.Log, "add", lambda self, loss: true_add(self, loss.nan_to_num(2., 2., 2.)))
+    failed = train_group(runs, torch.device("cpu"), lambda line: None)
+    what = {"w": f"w of '{runs[1].path.name}' at layer2.0.act1 is nan at step 24",
+            "weights": f"'fc.bias' of '{runs[1].path.name}' is no longer finite at step 24"}[broken]
+    assert failed == {1: f"{what}: the run has diverged; its last checkpoint, of step 22, is kept; try a smaller lr "
+                         "than 0.001"}
+    assert runs[0].finished and runs[1].status == "failed" and runs[1].result["reason"] == failed[1]
+    kept = read_state(runs[1].path / "checkpoint.safetensors")["learner"]
+    assert kept["step"] == 22 and all(v.isfinite().all() for v in kept["model"].values())
+
+
+def test_a_run_that_diverges_changes_no_bit_of_one_beside_it(data):
+    wild, calm = make_experiment(optimizer="sgd", lr=1e3, momentum=0.), make_experiment(method="dropout")
+    together, alone = train_together([wild, calm], data), train_one(calm, data)
+    assert any(block.broken for block in together[0].blocks) and not np.isfinite(together[0].loss).all()
+    assert_same_bits(together[1], alone)
+
+
 def test_a_record_of_another_attempt_is_not_mixed_in(data, tmp_path, monkeypatch):
     """A failed run has no checkpoint; when it is trained again its old history goes."""
     e = make_experiment(epochs=3)
@@ -333,13 +375,37 @@ def test_a_record_of_another_attempt_is_not_mixed_in(data, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("file", "text", "reason"), [
     ("result.json", "{", "'.*/result.json' is damaged: delete that file"),
-    ("result.json", '{"format": 99, "status": "finished"}', "format 99, this version reads 1"),
+    ("result.json", '{"format": 99, "status": "finished"}', "format 99, this version reads 1: read it with"),
+    ("result.json", "[]", "format None, this version reads 1"),
     ("checkpoint.safetensors", "x", "'.*/checkpoint.safetensors' is damaged .*: delete that file")])
 def test_damaged_records_are_named(data, tmp_path, file, text, reason):
     run = started(tmp_path, data, 1)
     (run.path / file).write_text(text)
     with pytest.raises(RecordError, match=reason):
         list(record([Run(run.experiment, data, tmp_path)]))
+
+
+def test_a_checkpoint_of_another_format_is_named_and_one_without_is_read(data, tmp_path, monkeypatch):
+    """The first versions wrote no format into a checkpoint."""
+    monkeypatch.setattr(checkpoint, "STATE_FORMAT", 2)
+    run = started(tmp_path, data, 1)
+    path = run.path / "checkpoint.safetensors"
+    monkeypatch.undo()
+    with pytest.raises(RecordError, match="'.*/checkpoint.safetensors' is a checkpoint of format 2, this version reads "
+                                          "1: finish the run with the version of this kit that began it, or delete"):
+        read_state(path)
+    with safe_open(path, framework="pt") as f:
+        tensors, text = {key: f.get_tensor(key) for key in f.keys()}, f.metadata()["state"]
+    save_file(tensors, path, metadata={"state": text})
+    assert read_state(path)["learner"]["step"] == 8
+
+
+def test_a_damaged_record_in_a_study_is_named(data, tmp_path):
+    run = started(tmp_path, data, 1)
+    for text, reason in (("{", "result.json' is damaged"), ('{"format": 0}', "is a record of format 0")):
+        (run.path / "result.json").write_text(text)
+        with pytest.raises(RecordError, match=f"'{run.path.name}.*{reason}|{reason}"):
+            read_records(tmp_path)
 
 
 def test_nothing_is_written_before_the_first_block(data, tmp_path):
@@ -393,8 +459,6 @@ def test_data_on_disk_trains_like_data_in_memory(tmp_path):
 
 
 def test_states_come_back_as_they_were(tmp_path):
-    import torch
-
     state = {"a": [1, 2.5, None, True, "x", (1, 2)], 3: {"t": torch.arange(3), "inf": float("inf")},
              "b": torch.tensor(float("nan")), "u": torch.get_rng_state()}
     write_state(tmp_path / "state", state)
