@@ -68,6 +68,7 @@ BLOCK_SECONDS = .25             # and seconds for each run, so that slow steps c
 BUFFER_BYTES = 64 * 2 ** 20     # of w and sign logs at most, a block: blocks get shorter where every element has a w
 EVALUATION_BATCH = 512
 RECORDED_BATCHES = 64           # of an evaluation at most: a longer one is not bound by its launches
+LEAVE = threading.Event()       # set by any thread: what this process trains stops after the step, as at Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -872,12 +873,12 @@ def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.de
 
 
 class _Asked:
-    """Whether a signal has asked for the end, and which came first."""
+    """Whether a signal, or LEAVE, has asked for the end, and which signal came first."""
 
     number = 0
 
     def __call__(self) -> bool:
-        return self.number > 0
+        return self.number > 0 or LEAVE.is_set()
 
     def ask(self, number: int, frame: object) -> None:
         if self.number and number == signal.SIGINT:

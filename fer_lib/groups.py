@@ -11,6 +11,7 @@ import torch
 from fer_lib.data import PackedDataset
 from fer_lib.engine import Learner
 from fer_lib.experiment import Experiment
+from fer_lib.kernels import BUSY
 from fer_lib.locks import Busy
 from fer_lib.progress import follow
 from fer_lib.runs import Diverged, Run, record
@@ -132,8 +133,8 @@ def plan_groups(runs: Sequence[tuple[Hashable, int]], fits: dict[Hashable, Fit],
 def train_group(runs: Sequence[Run], device: torch.device, say: Callable[[str], None]) -> dict[int, str]:
     """Train and record them together; by number, what went wrong with those that did not finish.
 
-    A run that diverges, or that another process trains, leaves the group, and the others go on. Where memory runs out
-    each half goes on by itself, from the last checkpoints. Whatever else goes wrong is raised.
+    A run that diverges, or that another process trains (BUSY), leaves the group, and the others go on. Where memory
+    runs out each half goes on by itself, from the last checkpoints. Whatever else goes wrong is raised.
     """
     failed: dict[int, str] = {}
     waiting = [list(range(len(runs)))]
@@ -144,7 +145,7 @@ def train_group(runs: Sequence[Run], device: torch.device, say: Callable[[str], 
         try:
             reason = _train([runs[n] for n in group], device, say)
         except Busy as error:
-            failed |= {n: str(error) for n in group if runs[n].path == error.run}
+            failed |= {n: BUSY for n in group if runs[n].path == error.run}
             waiting.insert(0, group)
             continue
         if reason == OUT_OF_MEMORY and len(group) == 1:

@@ -5,25 +5,22 @@ The command is `python -m fer_lib.batch`.
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from fer_lib.cluster import ClusterError, connect, start_here
 from fer_lib.experiment import Experiment, ParameterError, as_number, settings_of
 from fer_lib.files import RecordError
-from fer_lib.kernels import execute, heed, run_notebook
+from fer_lib.kernels import run_notebook
 from fer_lib.records import read_records
 from fer_lib.runs import Run, open_run
-from fer_lib.sharing import devices_of, train_on_gpus
+from fer_lib.scheduling import Batch, Outcome, measured_groups
+from fer_lib.sharing import devices_of
 from fer_lib.statistics import compare_arms
 from fer_lib.workspace import Workspace, find_workspace
 
@@ -141,35 +138,43 @@ def _arm_seeds(arm: str, own: dict, seeds: list[int], file: str) -> list[int]:
     return [first + seed for seed in seeds[:count]]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended: `status` as in result.json, or "failed" with the sentence that says why."""
+def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None], together: int = 0,
+              scheduler: str = "") -> list[Outcome]:
+    """Train what is not finished on a Dask cluster (fer_lib.scheduling): that of `scheduler`, or one of this machine's
+    with `workers` notebook kernels at a time. On GPUs runs train in groups (`together` on each; 0: as many as still
+    gain), then their notebooks show them.
 
-    run: Run
-    status: str
-    seconds: float = 0.
-    sentence: str = ""
-    result: dict = field(default_factory=dict)
-
-
-def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None],
-              together: int = 0) -> list[Outcome]:
-    """Train what is not finished: on GPUs in groups (`together` runs on each; 0: as many as still gain), else
-    `workers` kernels at a time. Raises ParameterError, DataError or RecordError before anything starts.
+    Raises ParameterError, DataError, RecordError or ClusterError before anything starts, ClusterError also where the
+    scheduler goes and stays away.
     """
     runs = [open_run(e, workspace) for e in study.experiments]
     _check_ending(study, runs, workspace)
     going = [run for run in runs if not run.finished]
-    gpus = devices_of(going)
-    where = f"on {', '.join(gpus)}" if gpus else f"{workers} at a time"
-    say(f"{study.name}: {len(runs)} runs, {len(runs) - len(going)} finished before, {len(going)} to train, {where}")
     done = [Outcome(run, "finished", result=run.result) for run in runs if run.finished]
-    workers = min(workers, max(1, len(going)))
-    with contextlib.closing(_trained_on_gpus(going, workspace, workers, gpus, together, say) if gpus else
-                            _outcomes(going, workspace, workers)) as outcomes:
+    head = f"{study.name}: {len(runs)} runs, {len(done)} finished before, {len(going)} to train"
+    if not going:
+        say(head)
+        return done
+    workers, gpus = min(workers, len(going)), [] if scheduler else devices_of(going)
+    cluster = connect(workspace, scheduler) if scheduler else start_here(workspace, workers, gpus)
+    try:
+        cluster.check(sorted({run.experiment.data for run in going}), say)
+        if scheduler and all(run.experiment.device in ("auto", "cuda") for run in going):
+            gpus = [address for address, worker in cluster.workers().items() if "GPU" in worker["resources"]]
+        local = f"on {', '.join(gpus)}" if gpus else f"{workers} at a time"
+        say(f"{head}, " + (f"{len(cluster.workers())} workers of {cluster.address}" if scheduler else local))
+        if cluster.dashboard:
+            say(f"dashboard: {cluster.dashboard}")
+        say(f"to watch them: monitor(\"{_shown(workspace.runs / study.name)}\") in notebooks/monitor.ipynb")
+        groups = measured_groups(going, cluster, len(gpus), together, say) if gpus else None
+    except BaseException:
+        cluster.close()
+        raise
+    with contextlib.closing(Batch(cluster, say).outcomes(going, groups)) as outcomes:
         for outcome in outcomes:
             done.append(outcome)
             say(f"[{len(done)}/{len(runs)}] {_line(outcome)}")
+    cluster.close()
     return done
 
 
@@ -184,70 +189,6 @@ def _check_ending(study: Study, runs: list[Run], workspace: Workspace) -> None:
         for key in ("macro_f1", "accuracy", "loss") for mode in ("", "_clean")]
     if study.measure not in measures:
         raise ParameterError(f"unknown measure '{study.measure}' (choose one of {', '.join(measures)})")
-
-
-@contextlib.contextmanager
-def _kernels(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Workers that run notebooks. Left by an exception, Ctrl-C among them, it ends when each kernel has written its
-    checkpoint and is gone.
-    """
-    context = get_context("spawn")                      # not forked: torch and ZeroMQ don't survive a fork
-    reader, writer = context.Pipe(duplex=False)
-    with writer, ProcessPoolExecutor(workers, context, heed, (reader,)) as pool:
-        try:
-            yield pool
-        except BaseException:
-            writer.close()                              # this tells the workers
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _submit(pool: ProcessPoolExecutor, run: Run, workspace: Workspace) -> Future:
-    return pool.submit(execute, dataclasses.asdict(run.experiment), workspace.root, run.path / "notebook.ipynb")
-
-
-def _outcomes(going: list[Run], workspace: Workspace, workers: int) -> Iterator[Outcome]:
-    """Outcomes as they come, each run trained by its notebook. The seam for another scheduler: it maps `execute` over
-    the runs.
-    """
-    if not going:
-        return
-    started = time.monotonic()
-    with _kernels(workers) as pool:
-        jobs = {_submit(pool, run, workspace): run for run in going}
-        for job in as_completed(jobs):
-            yield _outcome(jobs[job], job, time.monotonic() - started)
-
-
-def _trained_on_gpus(going: list[Run], workspace: Workspace, workers: int, gpus: list[str], together: int,
-                     say: Callable[[str], None]) -> Iterator[Outcome]:
-    """Outcomes as they come: runs trained in groups, then each one's notebook, which finds it finished."""
-    started = time.monotonic()
-    jobs: dict[Future, Run] = {}
-    with _kernels(workers) as pool, contextlib.closing(
-            train_on_gpus(going, workspace, gpus, together, say)) as trained:
-        for run, sentence in trained:
-            if sentence:
-                yield Outcome(run, "failed", time.monotonic() - started, sentence)
-            else:
-                jobs[_submit(pool, run, workspace)] = run
-            for job in [job for job in jobs if job.done()]:
-                yield _outcome(jobs.pop(job), job, time.monotonic() - started)
-        for job in as_completed(jobs):
-            yield _outcome(jobs[job], job, time.monotonic() - started)
-
-
-def _outcome(run: Run, job: Future, seconds: float) -> Outcome:
-    try:
-        sentence = job.result()
-        run.reload()
-    except BrokenProcessPool:
-        sentence = "the worker process died; start the study again to go on from the last checkpoint"
-    except Exception as error:                          # whatever it is: the other runs go on
-        sentence = " ".join(f"{type(error).__name__}: {error}".split())
-    if run.finished and not sentence:
-        return Outcome(run, "finished", seconds, result=run.result)
-    return Outcome(run, "failed", seconds, sentence or f"the notebook ended and the run is {run.status}")
 
 
 def _line(outcome: Outcome) -> str:
@@ -307,6 +248,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("study", type=Path, help="a study file, such as notebooks/studies/quick.yml")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
                         help="notebook kernels at a time (default: as many as cores)")
+    parser.add_argument("--scheduler", default="", metavar="ADDRESS",
+                        help="an existing Dask cluster's scheduler, or its scheduler file, in place of this machine")
     parser.add_argument("--together", type=int, default=0,
                         help="runs that share a GPU (default: as many as still gain, measured)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the study's")
@@ -325,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ParameterError(f"--workers is at least 1, not {args.workers}")
         if args.together < 0:
             raise ParameterError(f"--together is at least 1 (or 0: measured), not {args.together}")
-        outcomes = run_study(study, workspace, args.workers, say, args.together)
+        outcomes = run_study(study, workspace, args.workers, say, args.together, args.scheduler)
         failed = [o for o in outcomes if o.status != "finished"]
         if len(failed) < len(outcomes):
             say(f"\n{study.title}\n\n{closing_table(study, outcomes, workspace)}\n")
@@ -334,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
             if study.report and not failed:
                 say(f"report:              {_shown(write_report(study, workspace))}")
             say(f"executed notebooks:  {_shown(workspace.runs / study.name)}/*/notebook.ipynb")
-    except (ParameterError, ValueError, RecordError) as error:
+    except (ParameterError, ValueError, RecordError, ClusterError) as error:
         print(f"batch: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

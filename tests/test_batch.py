@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,17 @@ import pandas as pd
 import papermill
 import psutil
 import pytest
+import scripted_runs
 from conftest import make_data, write_packed
 from nbclient.exceptions import DeadKernelError
+from papermill import PapermillExecutionError
 from safetensors.numpy import load_file
+from test_scheduling import running
 
-from fer_lib import kernels
+from fer_lib import kernels, scheduling
 from fer_lib import studies as batch
 from fer_lib.checkpoint import read_state
-from fer_lib.experiment import Experiment, ParameterError
-from fer_lib.runs import open_run
+from fer_lib.experiment import ParameterError
 from fer_lib.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +38,7 @@ note: Two arms on random pixels.
 settings: {data: tiny, width: 0.05, batch_size: 8, lr: 1e-3, epochs: 40, device: cpu, checkpoint_seconds: 0}
 arms:
   dynamic: {method: dynamic, w0: 2e-2, w_gradient: exact}
-  baseline: {method: baseline}
+  baseline: {method: baseline, epochs: 4}
 seeds: 2
 """
 RECORD = {"experiment.json", "environment.json", "history.parquet", "epochs.parquet", "flips.parquet",
@@ -128,7 +131,7 @@ def test_each_run_leaves_its_record_and_its_executed_notebook(finished, place):
     for name, path in found.items():
         assert {p.name for p in path.iterdir()} == RECORD
         assert json.loads((path / "result.json").read_text())["status"] == "finished"
-        assert len(pd.read_parquet(path / "history.parquet")) == 320
+        assert len(pd.read_parquet(path / "history.parquet")) == (320 if "dynamic" in name else 32)
         notebook = nbformat.read(path / "notebook.ipynb", 4)
         code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
         assert all(c.execution_count for c in code)
@@ -137,109 +140,192 @@ def test_each_run_leaves_its_record_and_its_executed_notebook(finished, place):
         assert (path / "notebook.ipynb").stat().st_size <= 300_000
 
 
-def test_a_second_call_trains_nothing_and_can_make_a_report(finished, place):
+def test_a_second_call_trains_nothing_and_can_make_a_report(finished, place, monkeypatch, capsys):
     before = {k: v for k, v in place.listing().items() if k.startswith("runs")}
-    place.study(STUDY + "report: 09_table1.ipynb\n")
-    again = place.run()
-    assert again.returncode == 0, again.stderr
-    assert "4 runs, 4 finished before, 0 to train" in again.stdout and "[1/4]" not in again.stdout
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FER_PACKED", str(place.folder / "packed"))
+    monkeypatch.setenv("FER_RUNS", str(place.runs))
+    monkeypatch.setattr(batch, "start_here", lambda *_: pytest.fail("no worker is needed"))
+    assert batch.main([str(place.study(STUDY + "report: 09_table1.ipynb\n"))]) == 0
+    shown = capsys.readouterr().out
+    assert "4 runs, 4 finished before, 0 to train" in shown and "[1/4]" not in shown
     after = {k: v for k, v in place.listing().items() if k.startswith("runs")}
     assert after.items() >= before.items() and set(after) - set(before) == {"runs/tiny/09_table1.ipynb"}
-    table = [line for line in again.stdout.splitlines() if re.match("(baseline|dynamic) ", line)]
+    table = [line for line in shown.splitlines() if re.match("(baseline|dynamic) ", line)]
     assert len(table) == 2 and set(table) < set(finished.stdout.splitlines())
     report = outputs(place.runs / "tiny" / "09_table1.ipynb")
-    mean = re.search(r"^dynamic +2  (\S+ \[\S+ \S+\])", again.stdout, re.M)[1]
+    mean = re.search(r"^dynamic +2  (\S+ \[\S+ \S+\])", shown, re.M)[1]
     assert mean in report
 
 
 # --- stops and failures ---
 
 
-def stop(place: Place, runs: Path, number: int, group: bool) -> tuple[subprocess.CompletedProcess, dict[str, int]]:
-    """Start with one worker, signal as soon as the running run has made progress; (outcome, its steps by then)."""
-    before = {p: p.stat().st_mtime_ns for p in runs.rglob("checkpoint.safetensors")}
-    command, env = place.command("--seeds", "0", "--workers", "1", runs=runs)
+def one_arm(text: str = STUDY) -> str:
+    return text.replace("  baseline: {method: baseline, epochs: 4}\n", "")
+
+
+def wait_for(process: subprocess.Popen, condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(.01)
+
+
+@contextmanager
+def started(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A process with a process group of its own, which leaves nothing behind."""
     process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while not any(before.get(p) != p.stat().st_mtime_ns for p in runs.rglob("checkpoint.safetensors")):
-            assert process.poll() is None and time.monotonic() < deadline, "no run came to its first checkpoint"
-            time.sleep(.01)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert any("ipykernel_launcher" in " ".join(c.cmdline()) for c in children)
-        (os.killpg if group else os.kill)(process.pid, number)
-        out, err = process.communicate(timeout=60)
+        yield process
     finally:
         if process.poll() is None:
             for child in [*psutil.Process(process.pid).children(recursive=True), process]:
                 child.kill()
+
+
+def kernel_of(process: subprocess.Popen) -> psutil.Process | None:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "ipykernel_launcher" in " ".join(child.cmdline()):
+                return child
+    return None
+
+
+def test_killed_stopped_and_taken_up_by_another_machines_worker_a_run_ends_with_the_same_bits(
+        finished, place, tmp_path, monkeypatch, capsys):
+    """Its worker is killed in mid-run, then Ctrl-C, which in a terminal reaches the whole process group, then a worker
+    that reaches the scheduler by its address ends it. The reference was trained beside other runs by two workers.
+    """
+    place.study(one_arm())
+    command, env = place.command("--seeds", "0", "--workers", "1", runs=tmp_path)
+    with started(command, env) as process:
+        steps = lambda: [read_state(p)["learner"]["step"] for p in tmp_path.rglob("checkpoint.safetensors")]  # noqa: E731
+        wait_for(process, steps)
+        first = kernel_of(process)
+        first.parent().kill()
+        wait_for(process, lambda: not first.is_running())               # a kernel ends with its worker
+        before = max(steps())
+        wait_for(process, lambda: max(steps(), default=0) > before)
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (
+        130, "batch: interrupted; finished runs are kept, start the same command again to go on\n"), err
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    path, = (tmp_path / "tiny").iterdir()
+    result = json.loads((path / "result.json").read_text())
+    assert result["status"] == "interrupted" and result["step"] > before
+    assert steps() == [result["step"]]
+    assert "Stopped" in (path / "notebook.ipynb").read_text()
+
+    with running(tmp_path) as elsewhere:
+        elsewhere.worker()
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("FER_PACKED", str(place.folder / "packed"))
+        monkeypatch.setenv("FER_RUNS", str(tmp_path))
+        assert batch.main([str(place.folder / "study.yml"), "--seeds", "0", "--scheduler", elsewhere.address]) == 0
+    assert f"1 to train, 1 workers of {elsewhere.address}" in capsys.readouterr().out
+    ours, reference = by_name(tmp_path)["dynamic-seed0"], by_name(place.runs)["dynamic-seed0"]
+    first_said = int(re.search(r"step (\d+)/320", outputs(ours / "notebook.ipynb"))[1])
+    assert first_said > result["step"], "it began anew"
+    assert ours.name == reference.name
+    for table in ("history", "epochs", "flips"):
+        pd.testing.assert_frame_equal(pd.read_parquet(ours / f"{table}.parquet"),
+                                      pd.read_parquet(reference / f"{table}.parquet"), check_exact=True)
+    weights, wanted = (load_file(p / "model.safetensors") for p in (ours, reference))
+    assert weights.keys() == wanted.keys()
+    assert all(weights[k].tobytes() == wanted[k].tobytes() for k in wanted)
+    assert {p.name for p in ours.iterdir()} == RECORD
 
 
-def test_a_stopped_study_goes_on_to_the_same_bits_and_a_failing_run_stops_no_other(finished, place, tmp_path):
-    """Ctrl-C in a terminal reaches the whole process group; a cluster sends SIGTERM to the command alone."""
-    place.study(STUDY.replace("seeds:", "  broken: {method: baseline, optimizer: sgd, lr: 1000}\nseeds:"))
-    steps = [0]
-    for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
-        stopped = stop(place, tmp_path, number, group)
-        assert stopped.returncode == 128 + number, stopped.stderr
-        assert stopped.stderr == ("batch: interrupted; finished runs are kept, start the same command again to go on\n")
-        path, = (p for p in (tmp_path / "tiny").iterdir())              # the others were not started
-        result = json.loads((path / "result.json").read_text())
-        assert result["status"] == "interrupted" and result["step"] > steps[-1]
-        assert read_state(path / "checkpoint.safetensors")["learner"]["step"] == result["step"]
-        steps.append(result["step"])
-
-    ended = place.run("--seeds", "0", runs=tmp_path)
-    assert ended.returncode == 1
-    sentence = (r"^batch: (broken-[0-9a-f]{10}-seed0) failed: Diverged: the loss of '\1' is (nan|inf) at step \d+: the "
-                r"run has diverged; try a smaller lr than 1000$")
-    assert re.search(sentence, ended.stderr, re.M) and ended.stderr.count("batch: ") == 1, ended.stderr
-    assert "broken seed 0: FAILED: Diverged" in ended.stdout
-    assert re.search(r"^dynamic +1  ", ended.stdout, re.M) and re.search(r"^baseline +1  ", ended.stdout, re.M)
-    ours, reference = by_name(tmp_path), by_name(place.runs)
-    first_said = int(re.search(r"step (\d+)/320", outputs(ours["dynamic-seed0"] / "notebook.ipynb"))[1])
-    assert first_said > steps[-1], "it began anew"
-    for name in ("dynamic-seed0", "baseline-seed0"):
-        assert ours[name].name == reference[name].name
-        for table in ("history", "epochs", "flips"):
-            pd.testing.assert_frame_equal(pd.read_parquet(ours[name] / f"{table}.parquet"),
-                                          pd.read_parquet(reference[name] / f"{table}.parquet"), check_exact=True)
-        weights, wanted = (load_file(p[name] / "model.safetensors") for p in (ours, reference))
-        assert weights.keys() == wanted.keys()
-        assert all(weights[k].tobytes() == wanted[k].tobytes() for k in wanted)
-        assert {p.name for p in ours[name].iterdir()} == RECORD
-    assert json.loads((ours["broken-seed0"] / "result.json").read_text())["status"] == "failed"
+SCRIPTED = """
+if __name__ == "__mp_main__":
+    from fer_lib.batch import leave_signals_to_batch
+    leave_signals_to_batch()
+if __name__ == "__main__":
+    import runpy
+    import scripted_runs
+    from fer_lib import scheduling
+    scheduling.execute = scripted_runs.execute
+    runpy.run_module("fer_lib.batch", run_name="__main__")
+"""
 
 
-@pytest.mark.parametrize("error, sentence", [
-    (RuntimeError("Kernel died before\nreplying to kernel_info"),
-     "RuntimeError: Kernel died before replying to kernel_info"),
-    (batch.BrokenProcessPool("gone"), "the worker process died; start the study again to go on from the last "
-                                      "checkpoint"),
-])
-def test_whatever_ends_a_worker_is_the_outcome_of_one_run(tmp_path, error, sentence):
-    place = make_place(tmp_path)
-    run = open_run(Experiment(data="tiny", width=.05, batch_size=8),
-                   Workspace(ROOT, tmp_path / "packed", tmp_path / "runs"))
-    job: Future = Future()
-    job.set_exception(error)
-    outcome = batch._outcome(run, job, 1.)
-    assert (outcome.status, outcome.sentence) == ("failed", sentence)
-    assert not place.runs.exists()
+def test_sigterm_to_the_command_alone_as_a_cluster_sends_it_stops_the_runs(place, tmp_path):
+    """Scripted runs: one fails, which stops no other, one is at work when the signal comes."""
+    place.study(STUDY.replace("dynamic:", "diverges:").replace("baseline:", "slow:"))
+    (tmp_path / "script.py").write_text(SCRIPTED)
+    command, env = place.command("--seeds", "0", "--workers", "1", runs=tmp_path)
+    env["PYTHONPATH"] += f":{ROOT / 'tests'}"
+    with started([sys.executable, str(tmp_path / "script.py"), *command[3:]], env) as process:
+        wait_for(process, lambda: list(tmp_path.rglob("slow*/steps")))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and err.startswith("batch: interrupted;") and err.count("\n") == 1, err
+    assert "diverges seed 0: FAILED: Diverged: the loss is nan" in out
+    assert [scripted_runs.status(p.parent) for p in tmp_path.rglob("slow*/steps")] == ["interrupted"]
 
 
-def test_a_notebook_that_ends_without_finishing_its_run_has_failed(tmp_path):
-    make_place(tmp_path)
-    run = open_run(Experiment(data="tiny", width=.05, batch_size=8),
-                   Workspace(ROOT, tmp_path / "packed", tmp_path / "runs"))
-    job: Future = Future()
-    job.set_result("")
-    outcome = batch._outcome(run, job, 1.)
-    assert (outcome.status, outcome.sentence) == ("failed", "the notebook ended and the run is new")
+def test_a_study_whose_runs_fail_says_which_and_why(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FER_PACKED", str(place.folder / "packed"))
+    monkeypatch.setenv("FER_RUNS", str(tmp_path))
+    monkeypatch.setattr(scheduling, "execute", scripted_runs.execute)
+    study = place.study(one_arm(STUDY).replace("dynamic:", "diverges:"))
+    assert batch.main([str(study), "--workers", "1"]) == 1
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"(batch: diverges-[0-9a-f]{10}-seed[01] failed: Diverged: the loss is nan\n){2}", shown.err)
+    assert "2 runs, 0 finished before, 2 to train, 1 at a time\n" in shown.out
+    assert f'monitor("{tmp_path / "tiny"}")' in shown.out
+
+
+@pytest.fixture
+def full_disk(tmp_path) -> Iterator[Path]:
+    """A disk with room for the first files of a run, where this process may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "none", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk to fill, mounting is not allowed here ({mounted.stderr.decode().strip()[:60]})")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_on_a_full_disk_a_run_fails_with_a_sentence(place, full_disk, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FER_PACKED", str(place.folder / "packed"))
+    monkeypatch.setenv("FER_RUNS", str(full_disk))
+    study = place.study(one_arm())
+    assert batch.main([str(study), "--workers", "1", "--seeds", "7"]) == 1
+    error = capsys.readouterr().err
+    assert "RecordError: can't write 'dynamic-" in error
+    assert "the disk is full; what was recorded before is kept" in error
+    assert error.count("\n") == 1 and "Traceback" not in error
+    assert not list(full_disk.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("ename, sentence", [("Busy", kernels.BUSY), ("Diverged", "Diverged: at step 3")])
+def test_what_a_notebook_ends_with_is_told(monkeypatch, ename, sentence):
+    def fail(*_):
+        raise PapermillExecutionError(3, 1, "", ename, "at step 3", [])
+
+    monkeypatch.setattr(kernels, "run_notebook", fail)
+    assert kernels._execute({"threads": 1}, Workspace(ROOT, ROOT, ROOT), Path("x"), kernels.Kernel()) == sentence
+
+
+def test_a_kernel_that_is_stopped_before_a_cell_starts_no_other(tmp_path):
+    """A kernel that isn't busy takes no notice of an interrupt."""
+    kernel = kernels.Kernel()
+    kernel.stop()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("open('ran', 'w')")])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    with pytest.raises(kernels.Interrupted):
+        kernels.run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path, kernel)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_kernel_that_does_not_start_is_tried_again_and_one_that_dies_is_not(monkeypatch):
@@ -288,7 +374,7 @@ def test_exponents_without_a_point_are_numbers(tmp_path):
 
 
 def test_an_arm_wins_over_the_settings_and_the_command_over_both(tmp_path):
-    text = STUDY.replace("{method: baseline}", "{method: baseline, lr: 0.5, epochs: 3}")
+    text = STUDY.replace("{method: baseline, epochs: 4}", "{method: baseline, lr: 0.5, epochs: 3}")
     first, second, *_ = read(tmp_path, text, changes={"epochs": 7}).experiments
     assert (first.lr, first.epochs, second.lr, second.epochs) == (.001, 7, .5, 7)
 
@@ -410,7 +496,7 @@ def assert_refused(path, options, reason, place, tmp_path, monkeypatch, capsys) 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("FER_PACKED", str(place.folder / "packed"))
     monkeypatch.setenv("FER_RUNS", str(tmp_path / "runs"))
-    for starter in ("_outcomes", "write_report", "execute"):
+    for starter in ("start_here", "connect", "write_report"):
         monkeypatch.setattr(batch, starter, lambda *_: pytest.fail("something was started"))
     assert batch.main([str(path), *options]) == 2
     shown = capsys.readouterr()

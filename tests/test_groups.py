@@ -5,22 +5,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import scripted_runs
 import torch
 from conftest import CPU, make_data, make_experiment, write_packed
 from hypothesis import given
 from hypothesis import strategies as st
 from test_runs import assert_same_record, trained
 
-from fer_lib import engine, groups, sharing
+from fer_lib import engine, groups, scheduling
+from fer_lib.cluster import start_here
 from fer_lib.experiment import Experiment
 from fer_lib.groups import OUT_OF_MEMORY, Fit, kind, measure_fit, plan_groups, train_group
+from fer_lib.locks import LOCK, newest
 from fer_lib.runs import Run, open_run
-from fer_lib.sharing import devices_of, train_on_gpus
+from fer_lib.scheduling import Batch, measured_groups
+from fer_lib.sharing import devices_of
 from fer_lib.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
@@ -156,46 +161,44 @@ def opened(workspace: Workspace, count: int = 4, **settings) -> list[Run]:
     return [open_run(make_experiment(data="tiny", study="s", seed=k, **settings), workspace) for k in range(count)]
 
 
-def test_each_device_has_a_process_that_trains_its_groups_and_tells_of_a_run_that_fails(workspace):
+def test_each_device_has_a_worker_that_trains_its_groups_and_goes_on_after_it_died(workspace, monkeypatch):
+    """One is killed in mid-run: its group goes on from its checkpoints, on a worker that Dask starts anew. One run
+    diverges, and the other of its group goes on.
+    """
+    monkeypatch.setattr(scheduling, "execute", scripted_runs.finished_before)
     diverging = open_run(make_experiment(data="tiny", study="s", seed=9, lr=1e3, optimizer="sgd"), workspace)
-    runs, said = [*opened(workspace, 3), diverging], []
-    found = {run.experiment.seed: sentence for run, sentence in
-             train_on_gpus(runs, workspace, ["cpu:0", "cpu:1"], 2, said.append)}
-    assert found.keys() == {0, 1, 2, 9} and found[0] == found[1] == found[2] == "" and "has diverged" in found[9]
-    assert all(run.finished for run in runs[:3]) and 2 in {run.result["runs_together"] for run in runs[:3]}
-    assert said == ["3 runs of one kind, 2 at a time on a GPU", "1 runs of one kind, 2 at a time on a GPU"]
+    runs, said, killed = [*opened(workspace, 3, epochs=20, checkpoint_seconds=0.), diverging], [], []
 
+    def kill() -> None:
+        while not (runs[0].path / "checkpoint.safetensors").exists():
+            time.sleep(.01)
+        killed.append(newest(runs[0].path / LOCK)[1].pid)
+        os.kill(killed[0], signal.SIGKILL)
 
-def test_a_group_whose_process_dies_is_tried_again_from_its_checkpoints(workspace, monkeypatch):
-    """Killed once the first checkpoint is there; the second attempt goes on from it."""
-    runs = opened(workspace, 2, epochs=20, checkpoint_seconds=0.)
-    submit, kills = sharing.ProcessPoolExecutor.submit, []
-
-    def submit_and_kill(pool, work, *args):
-        job = submit(pool, work, *args)
-        if work is sharing.train_in_process and not kills:
-            checkpoint = runs[0].path / "checkpoint.safetensors"
-            while not checkpoint.exists():
-                assert not job.done(), "it ended before it could be killed"
-            process, = pool._processes.values()
-            os.kill(process.pid, signal.SIGKILL)
-            kills.append(json.loads((runs[0].path / "result.json").read_text())["status"])
-        return job
-
-    monkeypatch.setattr(sharing.ProcessPoolExecutor, "submit", submit_and_kill)
-    found = list(train_on_gpus(runs, workspace, ["cpu:0"], 2, print))
-    assert kills == ["running"] and [sentence for _, sentence in found] == ["", ""]
-    assert all(len(run.history) == run.result["steps"] == 160 for run in runs)
+    here = start_here(workspace, 1, ["cpu:0", "cpu:1"])
+    try:
+        assert (here.slots("GPU"), here.slots("KERNEL")) == (2, 1)
+        groups_found = measured_groups(runs, here, 2, 2, said.append)
+        assert said == ["3 runs of one kind, 2 at a time on a GPU", "1 runs of one kind, 2 at a time on a GPU"]
+        threading.Thread(target=kill, daemon=True).start()
+        outcomes = {o.run.experiment.seed: o.sentence for o in Batch(here, said.append).outcomes(runs, groups_found)}
+    finally:
+        here.close()
+    assert killed and outcomes[0] == outcomes[1] == outcomes[2] == "" and "has diverged" in outcomes[9]
+    assert all(run.finished and len(run.history) == run.result["steps"] == 160 for run in runs[:3])
+    assert 2 in {run.result["runs_together"] for run in runs[:3]}
 
 
 # --- the batch command ---
 
 ON_CPUS = """
-import signal, sys
-from fer_lib import studies
-studies.devices_of = lambda runs: ["cpu:0"] if runs else []
+if __name__ == "__mp_main__":
+    from fer_lib.batch import leave_signals_to_batch
+    leave_signals_to_batch()
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    import sys
+    from fer_lib import studies
+    studies.devices_of = lambda runs: ["cpu:0"]
     sys.exit(studies.main(sys.argv[1:]))
 """
 STUDY = """
