@@ -94,8 +94,8 @@ def _groups(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
     names = largest["_group"].to_numpy()
     sizes = counts.groupby("_group")["n"].sum()[names].to_numpy()
     groups = pd.DataFrame({"class": largest["_class"].to_numpy(), "size": sizes}, index=names)
-    order = sorted(range(len(groups)), key=lambda i: _hash(f"{salt} {groups.index[i]}"))
-    return groups.iloc[order]
+    keys = [_hash(f"{salt} {name}") for name in names.tolist()]
+    return groups.iloc[sorted(range(len(groups)), key=keys.__getitem__)]
 
 
 def _hash(text: str) -> bytes:
