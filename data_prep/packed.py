@@ -226,17 +226,18 @@ def image_sums(images: np.ndarray) -> np.ndarray:
     Exact, and quick: a sum of 256 squares of bytes is below 2^24, up to which single precision has every whole number.
     """
     n, channels = images.shape[:2]
-    flat = images.reshape(n, channels, int(np.prod(images.shape[2:])))
-    width = -(-flat.shape[2] // 256) * 256
-    step = max((1 << 16) // max(channels * width, 1), 1)  # what fits into the processor's cache
-    sums = np.zeros((n, 2, channels), np.int64)
+    size = int(np.prod(images.shape[2:]))
+    width = -(-size // 256) * 256
+    step = max((1 << 16) // max(channels * width, 1), 1)  # images that fit into the processor's cache
+    flat, sums = images.reshape(n, channels, size), np.zeros((n, 2, channels), np.int64)
+    values, ones = np.zeros((step, channels, width), np.float32), np.ones(256, np.float32)
     for start in range(0, n, step):
         block = flat[start : start + step]
-        values = np.zeros((len(block), channels, width), np.float32)
-        values[:, :, : flat.shape[2]] = block
-        values = values.reshape(len(block), channels, -1, 256)
-        sums[start : start + step, 0] = values.sum(3).sum(2, dtype=np.float64)
-        sums[start : start + step, 1] = np.einsum("ncij,ncij->nci", values, values).sum(2, dtype=np.float64)
+        values[: len(block), :, :size] = block
+        rows = values[: len(block)].reshape(-1, 256)
+        for power in (0, 1):
+            sums[start : start + step, power] = (rows @ ones).reshape(*block.shape[:2], -1).sum(2, dtype=np.float64)
+            np.square(rows, out=rows)
     return sums
 
 

@@ -36,14 +36,14 @@ def cut_shares(rows: pd.DataFrame, val: float, test: float, seed: int) -> np.nda
     split[split == ""] = "train"
     pool = split == "train"
     share_of = {"test": test if "test" not in split else 0.0, "val": val if "val" not in split else 0.0}
-    groups = _groups(rows[pool], f"cut {seed}")
+    groups, of = _groups(rows[pool], f"cut {seed}"), {}
     for _, members in groups.groupby("class", sort=True):
         start = 0.0
         place = (members["size"].cumsum() - members["size"] / 2) / members["size"].sum()  # a group's middle, in 0..1
         for name, share in share_of.items():
-            chosen = members.index[(place >= start) & (place < start + share)]
-            split[pool & rows["_group"].isin(chosen).to_numpy()] = name
+            of |= dict.fromkeys(members.index[(place >= start) & (place < start + share)], name)
             start += share
+    split[pool] = [of.get(group, "train") for group in rows.loc[pool, "_group"]]
     return split
 
 
