@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from source_trees import dropped, images, photo, samples, save
@@ -220,8 +220,8 @@ def test_broken_files_are_rejected(flaw):
     assert "0x" not in found.text  # addresses would differ from run to run
 
 
-@settings(max_examples=60, deadline=None)
-@given(
+@fuzz(
+    60,
     format=st.sampled_from(["JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP"]),
     flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
     keep=st.floats(0, 1),
