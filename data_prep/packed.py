@@ -11,7 +11,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import sqrt
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class DataError(ValueError):
     """What is wrong with the user's data, options or disk, in one sentence."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """Why `decode` gives no image for a row.
 
@@ -51,7 +52,7 @@ class Rejected:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """An input that was left out: `split` is "" where unknown, `row` is a line of `file` (1 = the header) or -1."""
 
@@ -63,6 +64,11 @@ class Dropped:
     @property
     def place(self) -> str:
         return f"{self.file}:{self.row}" if self.row >= 0 else self.file
+
+    @property
+    def facts(self) -> dict[str, object]:
+        why = {"reason": self.why.reason, "detail": self.why.detail, "bad": self.why.bad}
+        return {"split": self.split, "file": self.file, "row": self.row, "why": why}
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Plan:
     def all_options(self) -> dict[str, object]:
         return {**self.options, "drop_leaks": self.drop_leaks, "dedup": self.dedup}
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of whatever shapes the result: inputs, options, classes, labels and their order; not of any path."""
         digest = hashlib.sha256()
@@ -138,7 +144,9 @@ class Plan:
             digest.update("\n".join(samples["source"]).encode())
             digest.update(_little(samples["label"], "<i8"))
             digest.update(_soft_bytes(samples))
-        digest.update(json.dumps([asdict(drop) for drop in self.dropped]).encode())
+        for i, drop in enumerate(self.dropped):  # one at a time: there may be millions
+            digest.update((", " if i else "[").encode() + json.dumps(drop.facts).encode())
+        digest.update(b"]" if self.dropped else b"[]")
         return digest.hexdigest()
 
 
