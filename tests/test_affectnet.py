@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mutations import check_plan, fuzz, kept_lines, lines_of, planned
+from fuzzing import check_plan, damages, fuzz, kept_lines, lines_of, planned
 from PIL import Image
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources
 
@@ -268,7 +268,7 @@ def small(tmp_path_factory):
     return root, {path: (root / path).read_bytes() for path in (TRAIN, VALIDATION)}
 
 
-@fuzz(100)
+@fuzz(100, damage=damages)
 def test_broken_lists(small, damage):
     root, original = small
     broken = damage(original[TRAIN])
@@ -286,7 +286,7 @@ def test_broken_lists(small, damage):
             assert name == name_of(cells[-3].removesuffix(".0")) and cells[0].startswith("0/")
 
 
-@fuzz(40)
+@fuzz(40, damage=damages)
 def test_broken_lists_without_header(small, damage):
     root, original = small
     broken = damage(original[VALIDATION])

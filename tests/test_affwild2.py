@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fuzzing import cases
-from hypothesis import given, settings
+from fuzzing import damages, fuzz, packed_or_refused
 from hypothesis import strategies as st
-from mutated_files import damages, packed_or_refused
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save
 
 from data_prep.affwild2 import NAMES, UNITS, detect
@@ -287,8 +285,7 @@ def raw(tmp_path_factory) -> Path:
     return root
 
 
-@settings(max_examples=cases(12), deadline=None)
-@given(damage=damages, kind=st.sampled_from(["EXPR", "VA", "AU"]))
+@fuzz(12, damage=damages, kind=st.sampled_from(["EXPR", "VA", "AU"]))
 def test_damaged_texts_give_no_wrong_label(raw, damage, kind):
     path = raw / "Annotations" / LONG[kind] / "Train_Set" / "7.txt"
     content = path.read_bytes()

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from mutations import check_plan, fuzz, lines_of, planned
+from fuzzing import check_plan, damages, fuzz, lines_of, planned
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources, write_csv
 
 from data_prep import csv_table
@@ -164,7 +164,7 @@ def test_affectnet_plus_style_table(tmp_path, capsys):
     assert [row[2:] for row in dropped(out)] == [[9, "path refused: leads out of the source: ../7.png"]]
 
 
-@fuzz(60)
+@fuzz(60, damage=damages)
 def test_broken_soft_tables(tmp_path, damage):
     if not (tmp_path / "img").exists():
         faces(tmp_path, 6)

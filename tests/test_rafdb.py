@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mutations import check_plan, fuzz, kept_lines, lines_of, planned
+from fuzzing import check_plan, damages, fuzz, kept_lines, lines_of, planned
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources, write_csv
 
 from data_prep import rafce, rafdb, rafdb_compound
@@ -268,7 +268,7 @@ def small(tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("rafdb"))
 
 
-@fuzz(80)
+@fuzz(80, damage=damages)
 def test_broken_lists(small, damage):
     content = damage("".join(line + "\n" for line in list_lines()).encode())
     (small / "basic" / LIST).write_bytes(content)
@@ -284,7 +284,7 @@ def test_broken_lists(small, damage):
         assert found == expression(BASIC.names[label]) and file.startswith(split[source])
 
 
-@fuzz(30)
+@fuzz(30, damage=damages)
 def test_broken_boxes(small, damage):
     write_list(small / "basic" / LIST, *list_lines())
     path = small / "basic" / "Annotation" / "boundingbox" / "train_00003_boundingbox.txt"
@@ -294,7 +294,7 @@ def test_broken_boxes(small, damage):
     assert len(kept_lines(plan)) >= 20
 
 
-@fuzz(30)
+@fuzz(30, damage=damages)
 def test_broken_csv_of_a_copy(tmp_path, damage):
     if not (tmp_path / "raw").exists():
         write_copy(tmp_path / "raw")
