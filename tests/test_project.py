@@ -50,7 +50,7 @@ def declared(requirements: list[str]) -> set[str]:
 def test_each_import_is_a_declared_dependency(path):
     """The live view's widget is made only where the lab extra is; it says so elsewhere."""
     used = {DISTRIBUTIONS.get(name, name).lower() for name in third_party(path)}
-    lab = PROJECT["optional-dependencies"]["lab"] if path.name == "chart.py" else []
+    lab = PROJECT["optional-dependencies"]["lab"] if path.name in ("chart.py", "panel.py") else []
     assert used <= declared([*PROJECT["dependencies"], *lab])
 
 
