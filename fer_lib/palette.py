@@ -7,7 +7,7 @@ from dataclasses import dataclass
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9",
                                                        "#F0E442", "#666666")
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
-BLACK, BROWN, INDIGO = "#000000", "#8A6D3B", "#332288"
+BLACK, BROWN, INDIGO, OLIVE = "#000000", "#8A6D3B", "#332288", "#A39200"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ ARMS = {
     "bn_reset": Look(BROWN, "-.", "X"),
     "lr_restart": Look(BROWN, ":", "*"),
     "random_flip": Look(RED, "-.", "*"),
-    "gaussian_noise": Look(YELLOW, "-.", "s"),
+    "gaussian_noise": Look(OLIVE, "-.", "s"),
 }
 
 

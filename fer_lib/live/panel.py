@@ -142,7 +142,9 @@ class Panel:
             curves, sentence = self.curves(**{name: control.value for name, control in controls.items()})
             with chart.batch_update():
                 for trace, curve in zip(chart.data, curves, strict=True):
-                    trace.x, trace.y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+                    for key, values in (("x", curve.x), ("y", curve.y)):
+                        if not np.array_equal(trace[key], values, equal_nan=True):     # sent only where it changed
+                            trace[key] = np.asarray(values, float)
                     if trace.line.color != curve.look.color:
                         trace.update(**_styled(curve))
             said.value = f'<div class="fer-said">{sentence}</div>'
