@@ -13,7 +13,7 @@ from html import escape
 import torch
 
 Function = Callable[..., object]
-WIDTH = 110
+WIDTH = 88
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 The picture stays in the saved notebook, and is all there is where nobody looks: no widget is made there.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -127,7 +128,7 @@ class Panel:
         if wants_widget(live):
             display(self.widget(**values))
         display(figures.picture(self.figure(**values), alt))
-        print(self.curves(**self.start | values)[1])
+        print(textwrap.fill(self.curves(**self.start | values)[1], 88))
 
     def widget(self, **values):
         """The controls, the plotly chart and the sentence, which follow one another."""
@@ -164,8 +165,11 @@ class Panel:
 
         grid = make_subplots(1, len(self.axes), subplot_titles=[a.title for a in self.axes], horizontal_spacing=.09)
         columns = {axis.key: k + 1 for k, axis in enumerate(self.axes)}
+        told = set()
         for curve in self.curves(**self.start | values)[0]:
-            grid.add_trace(_trace(go, curve), row=1, col=columns[curve.axis])
+            own = {"showlegend": curve.name not in told, "legendgroup": curve.name}     # a name once in the legend
+            grid.add_trace(_trace(go, curve).update(own), row=1, col=columns[curve.axis])
+            told.add(curve.name)
         for k, axis in enumerate(self.axes):
             grid.update_xaxes(title_text=axis.x, range=axis.x_range, row=1, col=k + 1)
             limits = np.log10(axis.y_range) if axis.y_range and axis.scale == "log" else axis.y_range
