@@ -23,7 +23,8 @@ LIBRARY, PREPARATION = (sorted((ROOT / name).rglob("*.py")) for name in ("fer_li
 SOURCES = [*LIBRARY, *PREPARATION]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # where it isn't the import's name; Triton comes with torch's CUDA builds
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "triton": "torch"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "triton": "torch",
+                 "nbformat": "nbclient", "pygments": "nbconvert"}     # these two come with it
 
 
 def imports(path: Path) -> set[str]:
@@ -50,7 +51,7 @@ def declared(requirements: list[str]) -> set[str]:
 def test_each_import_is_a_declared_dependency(path):
     """The live view's widget is made only where the lab extra is; it says so elsewhere."""
     used = {DISTRIBUTIONS.get(name, name).lower() for name in third_party(path)}
-    lab = PROJECT["optional-dependencies"]["lab"] if path.name in ("chart.py", "panel.py") else []
+    lab = PROJECT["optional-dependencies"]["lab"] if path.name in ("chart.py", "panel.py", "site.py") else []
     assert used <= declared([*PROJECT["dependencies"], *lab])
 
 

@@ -6,10 +6,11 @@ paper that is named to readers who fall for it.
 
 import difflib
 
-from fer_lib.exercises import activations, flip
+from fer_lib.exercises import activations, flip, life, placement
 from fer_lib.exercises.base import Exercise, Function, Solution, Verdict, judge, source
 
-EXERCISES: dict[str, Exercise] = {e.name: e for module in (activations, flip) for e in module.EXERCISES}
+EXERCISES: dict[str, Exercise] = {e.name: e for module in (activations, flip, life, placement)
+                                  for e in module.EXERCISES}
 __all__ = ["EXERCISES", "check", "solution"]
 
 

@@ -120,7 +120,8 @@ class Panel:
             ax.grid(alpha=.25)
             if ax.get_legend_handles_labels()[1]:
                 ax.legend(fontsize=7, frameon=False)
-        figure.suptitle(", ".join(f"{c.label or c.name} = {_shown(values[c.name])}" for c in self.controls), fontsize=9)
+        told = ", ".join(f"{c.label or c.name} = {_shown(values[c.name])}" for c in self.controls)
+        figure.suptitle(textwrap.fill(told, 42 * len(self.axes)), fontsize=9)
         return figure
 
     def show(self, live: str, alt: str, **values) -> None:
