@@ -53,7 +53,13 @@ QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
          "03_flip_is_not_noise": ({"steps": 4, "fork_steps": 6, "twin_steps": 8, "flip_interval": 3, "seed": 4}, [
              "8 steps, 2 toggles; largest difference: 0.0\n", "exact negatives: 0; others: 0\n",
              "BN negated, Adam's moment too: differs from the flip by at most 0, on average +0\n",
-             "random: gaussian_noise, dropout\n"])}
+             "random: gaussian_noise, dropout\n"]),
+         "07_dynamic": ({"epochs": 1, "panel_steps": 300, "live": "off"}, [
+             "within 50 steps, a network in double precision: [26]", "adamw: 0 flips in 50 steps",
+             "flips without momentum (β₁ = 0): 0"]),
+         "08_placement": ({"epochs": 1, "images": 16, "live": "off"}, [
+             "the same bits at 20 of 20 blue sites", "all act1 sites have one sign at each step: True",
+             "the mean moves by 0.000 standard"])}
 
 
 @pytest.mark.parametrize("name", QUICK)
