@@ -192,7 +192,8 @@ def test_clean_leaves_records_and_data():
 def test_what_make_makes_is_ignored_by_git():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    made = ["packed/x/manifest.json", "build/site/index.html", "runs/quick/x/result.json", ".venv/bin/python", "fer_lib/__pycache__/x.pyc"]
+    made = ["packed/x/manifest.json", "build/site/index.html", "runs/quick/x/result.json", ".venv/bin/python",
+            "fer_lib/__pycache__/x.pyc"]
     shown = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True)
     assert set(shown.stdout.split()) == set(made)
 
