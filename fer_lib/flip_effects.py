@@ -40,10 +40,7 @@ def effects(model: nn.Module, x: Tensor, labels: Tensor, training: bool) -> tupl
     predictions that change. training: batch norms use the
     batch's statistics, as they do at the step of the toggle; else their running ones. x (N, C, H, W) is the batch.
     """
-    model = copy.deepcopy(model).train(training)
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.momentum = 0.                             # looking must not teach them
+    model = copy.deepcopy(model).train(training)       # a copy: looking must not teach batch norms
     with watched(model) as seen:
         plain = model(x)
     before, pairs, flips = {name: values for name, values in seen.items()}, [], []
