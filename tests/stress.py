@@ -18,8 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "stress.json"
 PROCESSES = ["test_locks", "test_runs", "test_kill_training", "test_groups", "test_batch", "test_distributed"]
-FUZZED = ["test_mistypes", "test_security", "test_activations", "test_action_units", "test_affectnet",
-          "test_affectnet8", "test_affwild2", "test_cifar10", "test_ckplus", "test_csv_table"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ def stages() -> list[Stage]:
         Stage("300 races for a run", [*files(["test_locks"]), "-k", "one_moment"], {"FER_RACES": "300"}),
         Stage("100,000 steps, watched and not", [*files(["test_leaks"]), "-k", "memory"], {"FER_STEPS": "100000"}),
         Stage("200 runs in one process", [*files(["test_leaks"]), "-k", "handles"], {"FER_LEAK_RUNS": "200"}),
-        Stage("2,000 cases of each fuzz test", [*files(FUZZED), *alone], {"FER_FUZZ_CASES": "2000"})]
+        Stage("50,000 cases of the fuzz tests", ["tests", "-m", "fuzz"], {"FER_FUZZ_CASES": "50000"}),
+        Stage("every mistyped word", files(["test_mistypes"]), {"FER_FUZZ_CASES": "2000"})]
     for k in range(1, 51):
         found.append(Stage(f"tests of processes, {k} of 50", [*files(PROCESSES), *alone]))
         found.append(Stage(f"tests in a browser, {k} of 50", ["tests", "-m", "browser"]))

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import CPU, make_data, make_experiment, short, write_packed
-from fuzzing import cases
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -69,16 +68,16 @@ def place(tmp_path_factory) -> Iterator[Place]:
             patch.setenv(name, str(value))
         measured = calibrate.noise_scale
         patch.setattr(calibrate, "noise_scale", lambda *arguments: measured(*arguments[:3], min(arguments[3], 1)))
-        patch.setattr(studies, "_outcomes", lambda *arguments: nothing())
-        patch.setattr(studies, "_trained_on_gpus", lambda *arguments: nothing())
+        patch.setattr(studies, "start_here", interrupted)
         patch.setattr(distributed, "launch", lambda *arguments: 0)
-        patch.setattr(benchmark_speed, "measure", lambda *arguments: nothing())
-        patch.setattr(preparation, "write", lambda *arguments, **keywords: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(benchmark_speed, "measure", lambda *arguments: iter(()))
+        patch.setattr(preparation, "write", interrupted)
         yield Place(folder, run.path, folder / "face.png", study)
 
 
-def nothing() -> Iterator[None]:
-    yield from ()
+def interrupted(*arguments, **keywords) -> None:
+    """In place of the work itself: the command ends with 130."""
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Command:
 
 COMMANDS = {
     "batch": Command(studies.main, lambda p: [str(p.study)],
-                     ("--workers", "--together", "--device", "--name", "--seeds", "--set")),
+                     ("--workers", "--together", "--device", "--name", "--seeds", "--size", "--set")),
     "records": Command(records.main, lambda p: ["export", str(p.run.parent), "--out", str(p.folder / "small")],
                        ("--out", "--every")),
     "predict": Command(predict.main, lambda p: [str(p.run), str(p.picture)], ()),
@@ -212,9 +211,8 @@ _trees = st.recursive(_plain, lambda inner: st.lists(inner, max_size=3) | st.dic
     st.sampled_from(["lr", "method", "data", "seed", "", "a"]) | st.integers(0, 2), inner, max_size=3), max_leaves=6)
 
 
-@settings(max_examples=cases(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.sampled_from(["study", "title", "note", "settings", "arms", "seeds", "report", "measure", "x"]),
-       value=_trees, cut=st.none() | st.integers(0, 80))
+@fuzz(150, key=st.sampled_from(["study", "title", "note", "settings", "arms", "seeds", "report", "measure", "x"]),
+      value=_trees, cut=st.none() | st.integers(0, 80))
 @pytest.mark.filterwarnings("ignore:w0 =")
 def test_a_broken_study_file_is_one_sentence(tmp_path, key, value, cut):
     good = {"study": "s", "settings": {"lr": 1e-3}, "arms": {"a": {}}, "seeds": 1}
@@ -227,8 +225,7 @@ def test_a_broken_study_file_is_one_sentence(tmp_path, key, value, cut):
         assert len(str(error)) > 20 and "\n" not in str(error).replace(str(value), "")
 
 
-@settings(max_examples=cases(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=40) | _trees.map(lambda v: json.dumps(v, default=str).encode("utf-8", "replace")))
+@fuzz(60, content=st.binary(max_size=40) | _trees.map(lambda v: json.dumps(v, default=str).encode("utf-8", "replace")))
 def test_any_file_is_no_study_in_one_sentence(tmp_path, content):
     path = tmp_path / "study.yml"
     path.write_bytes(content)
