@@ -21,7 +21,7 @@ from fer_lib.workspace import Workspace
 
 NOTEBOOK = "notebooks/04_train.ipynb"
 START_ATTEMPTS = 3      # of a kernel: several that start in one moment can pick the same port
-LOOK_SECONDS = .2       # between two looks whether the work is still wanted
+LOOK_SECONDS = .5       # between two looks whether the work is still wanted
 AGAIN_SECONDS = 15.     # a kernel that was interrupted between two cells didn't notice
 
 # what a piece of work answers beside "" (it ended well) and a sentence of what went wrong

@@ -25,7 +25,7 @@ from fer_lib.runs import Run
 from fer_lib.sharing import fit_on_worker, train_on_worker
 
 ATTEMPTS = 3
-TICK_SECONDS = .1
+TICK_SECONDS = .2
 TOLD_SECONDS = 60.      # between two lines on how far it is
 LOOK_SECONDS = (3., 60.)        # first and longest pause between two looks at a run that another process trains
 RESULT_SECONDS = 60.

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 LIBRARY, PREPARATION = (sorted((ROOT / name).rglob("*.py")) for name in ("fer_lib", "data_prep"))
 SOURCES = [*LIBRARY, *PREPARATION]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# where it isn't the import's name; Triton comes with torch's CUDA builds
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "triton": "torch",
+# where it isn't the import's name; Triton comes with torch's CUDA builds, dask with distributed
+DISTRIBUTIONS = {"dask": "distributed", "yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "triton": "torch",
                  "nbformat": "nbclient", "pygments": "nbconvert"}     # these two come with it
 
 
