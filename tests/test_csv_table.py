@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fuzzing import check_plan, damages, fuzz, lines_of, planned
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources, write_csv
@@ -131,6 +133,21 @@ def test_paths_that_leave_the_root_are_recorded(tmp_path):
 def test_options_that_do_not_fit(tmp_path, capsys, given, sentence):
     source = write_csv(faces(tmp_path, 2) / "list.csv", "file,label", "img/0.png,happy", "img/1.png,sad")
     assert sentence in refused(capsys, "table", source, tmp_path / "out", *mapping(*given))
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ({"bytes": b"\xff\xd8", "path": None}, "'image' holds the images themselves, as Hugging Face's files do"),
+        ([1, 2], "'image' holds list<"),
+        (b"\xff\xd8", "'image' holds binary in each cell"),
+    ],
+)
+def test_a_parquet_of_images_names_the_way_out(tmp_path, capsys, cell, sentence):
+    pq.write_table(pa.table({"image": [cell] * 2, "label": ["happy", "sad"]}), tmp_path / "train.parquet")
+    given = ["--image-column", "image", "--label-column", "label"]
+    said = refused(capsys, "table", tmp_path / "train.parquet", tmp_path / "out", *given)
+    assert sentence in said and len(said) < 600
 
 
 def test_detect_proposes_the_columns(tmp_path):

@@ -231,6 +231,7 @@ def test_raf_ce(tmp_path):
     assert rafce.detect(tmp_path / "raw").arguments == ("--source", str(tmp_path / "raw"))
     out = tmp_path / "out"
     manifest = pack("rafce", tmp_path / "raw", out)
+    assert rafce.PARTITION_NOTE in manifest["notes"] and rafce.PARTITION_NOTE in rafce.ACCESS
     assert {split: facts["n"] for split, facts in manifest["splits"].items()} == {"train": 10, "val": 9, "test": 9}
     assert len(manifest["classes"]) == 14 and manifest["label_mapping"]["13"] == "happily sad"
     assert sources(out)["test"][0] == "RAFCE_emolabel.txt:2" and labels(out, "test")[0] == "happily disgusted"
