@@ -28,6 +28,8 @@ def gpu(function):
     (dict(batch_size=512), 50_000, 48, True),
     (dict(deterministic=True), 10 ** 7, 48, False),
     (dict(method="dropout+periodic"), 10 ** 7, 48, False),
+    (dict(method="gaussian_noise"), 10 ** 7, 48, False),
+    (dict(method="shakedrop"), 10 ** 7, 48, False),
 ])
 def test_long_runs_are_compiled(settings, steps, side, expected):
     assert compiles(Experiment(**settings), steps, (1, side, side), CUDA) == expected

@@ -16,7 +16,6 @@ from fer_lib.models import sites
 from fer_lib.world import ALONE, World
 
 
-@torch.compiler.disable        # torch.compile knows the global random stream only
 def gaussian_noise(x: Tensor, sd: float, generator: torch.Generator | None = None, world: World = ALONE) -> Tensor:
     """x + sd * N(0, 1), an own draw for each element of x (N, ...).
 
@@ -45,6 +44,7 @@ class GaussianNoise(Method):
     """Gaussian noise after the activation of the chosen sites."""
 
     fields = ("noise_sd", "noise_site")
+    draws_in_forward = True
 
     def __init__(self, noise_sd: float, noise_site: str):
         if not 0 <= noise_sd < math.inf:

@@ -29,7 +29,6 @@ class _Scaled(torch.autograd.Function):
         return upstream * ctx.saved_tensors[0], None, None
 
 
-@torch.compiler.disable        # torch.compile knows the global random stream only
 def shakedrop(x: Tensor, p: float, generator: torch.Generator | None = None, world: World = ALONE) -> Tensor:
     """A residual branch's output x (N, C, H, W), kept with chance p, else shaken: times alpha, its gradient times beta.
 
@@ -64,6 +63,7 @@ class ShakeDrop(Method):
     """ShakeDrop on every residual branch, after its last batch norm."""
 
     fields = ("shake_p",)
+    draws_in_forward = True
 
     def __init__(self, shake_p: float):
         if not 0 <= shake_p <= 1:
