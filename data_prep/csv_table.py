@@ -82,7 +82,7 @@ def plan(options: Namespace) -> Plan:
         dropped=[*table.dropped, *dropped],
         files={table.name: table.sha256},
         settings=_settings(options),
-        notes=table.notes,
+        notes=[*table.notes, *_folder_notes(rows, naming)],
     )
 
 
@@ -99,6 +99,8 @@ def detect(path: Path) -> Layout | None:
         column = next((name for name in columns if name.casefold() in guesses), None)
         found |= {option: column} if column else {}
     evidence = f"a table with the columns {', '.join(map(shown, columns))[:100]}"
+    if "relfcs" in map(str.casefold, columns):
+        evidence += "; relFCs: a copy of AffectNet whose labels a network gave"
     soft = _soft_arguments(columns)
     if soft:
         evidence += "; soft labels" + " named in the order of AffectNet: check that it is theirs" * (len(soft) > 2)
@@ -135,6 +137,19 @@ def _wanted_columns(options: Namespace) -> list[str]:
     if options.box_columns and len(options.box_columns) != 4:
         raise DataError(f"--box-columns names {len(options.box_columns)} columns instead of four")
     return list(dict.fromkeys(name for name in names if name))
+
+
+def _folder_notes(rows: pd.DataFrame, naming: Naming) -> list[str]:
+    """Whether the labels are the names of the images' folders, where those are expressions."""
+    if "label" not in rows:
+        return []
+    folders = [expression(path.rpartition("/")[0].rpartition("/")[2]) for path in rows["path"]]
+    labels = [naming.of.get(label) for label in rows["label"]]
+    named = sum(folder is not None for folder in folders)
+    other = sum(folder is not None and folder != label for folder, label in zip(folders, labels, strict=True))
+    if not other:
+        return []
+    return [f"{other:,} of {named:,} labels are not the expression that the image's folder is called by"]
 
 
 def _naming(options: Namespace, rows: pd.DataFrame) -> Naming:

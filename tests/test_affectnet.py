@@ -268,6 +268,18 @@ def small(tmp_path_factory):
     return root, {path: (root / path).read_bytes() for path in (TRAIN, VALIDATION)}
 
 
+def test_the_report_says_what_the_official_validation_set_became(tmp_path, capsys):
+    root = write_tree(tmp_path / "raw")
+    pack("affectnet", root, tmp_path / "a")
+    said = capsys.readouterr().out
+    assert "the official validation set is test here" in said and "val is empty" in said
+    heading = next(line.split() for line in said.splitlines() if line.startswith("class "))
+    assert heading == ["class", "train", "val", "test", "(published)"]  # of train a share was cut off
+    pack("affectnet", root, tmp_path / "b", "--validation-as", "val")
+    said = capsys.readouterr().out
+    assert "the official validation set is test" not in said and "val is empty" not in said
+
+
 @fuzz(100, damage=damages)
 def test_broken_lists(small, damage):
     root, original = small

@@ -135,6 +135,20 @@ def test_options_that_do_not_fit(tmp_path, capsys, given, sentence):
     assert sentence in refused(capsys, "table", source, tmp_path / "out", *mapping(*given))
 
 
+def test_a_table_and_folders_that_disagree_are_reported_from_both_sides(tmp_path, capsys):
+    """A copy of AffectNet: folders by one label, labels.csv by another, which a network gave."""
+    names = ["anger", "Happy"]
+    for number in range(20):
+        save(tmp_path / "raw" / names[number % 2] / f"{number}.png", photo(number))
+    rows = [f"{n},{names[n % 2]}/{n}.png,{names[n % 2] if n % 7 else 'sad'},0.9" for n in range(20)]
+    source = write_csv(tmp_path / "raw" / "labels.csv", ",pth,label,relFCs", *rows)
+    assert "labels a network gave" in detect(source).evidence
+    manifest = pack("table", source, tmp_path / "a", "--image-column", "pth", "--label-column", "label")
+    assert manifest["notes"] == ["3 of 20 labels are not the expression that the image's folder is called by"]
+    manifest = pack("image_folder", tmp_path / "raw", tmp_path / "b")
+    assert manifest["notes"][0].startswith("labels.csv lies beside the folders and was not read")
+
+
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
