@@ -3,6 +3,8 @@
 #   make test     everything CI runs
 #   make lab      JupyterLab on notebooks/00_start_here.ipynb
 #   make table1   Table 1 on a packed data set of yours: make table1 DATA=fer2013 [WORKERS=4]
+#   make site     the notebooks as pages that open without a network, in build/site
+#   make stress   the tests at full length: 50 kills, 100,000 steps, 200 runs, each test of processes 50 times; resumable
 #   make benchmark  what the live view costs, how fast images are packed, and on a GPU how fast training runs
 PYTHON ?= python3
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
@@ -13,9 +15,9 @@ PACKED := $(or $(FER_PACKED),packed)
 QUICK := $(PACKED)/synthetic-quick/manifest.json
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help study test lab table1 benchmark notebooks clean
+.PHONY: help study test lab table1 site stress benchmark notebooks clean
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
@@ -50,6 +52,9 @@ table1: $(VENV)/.base
 lab: $(VENV)/.lab $(QUICK)
 	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb
 
+site: $(VENV)/.lab
+	$(PY) -m fer_lib.site --out build/site
+
 # Library and commands first; then, alone on the machine, the live view in a browser; then nbval runs each notebook anew
 # and compares its checked outputs with the stored ones.
 test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
@@ -59,6 +64,10 @@ test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m browser
 	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q --nbval-lax \
 	  --nbval-current-env --nbval-cell-timeout 300 notebooks
+
+# Hours. Goes on where it was stopped; stress.json says what was run, how long it took and how it ended.
+stress: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
+	OMP_NUM_THREADS=1 $(PY) tests/stress.py
 
 benchmark: $(VENV)/.test $(QUICK)
 	OMP_NUM_THREADS=1 $(PY) tests/benchmark_live.py --browser

@@ -197,6 +197,10 @@ def _summary(manifest: dict, plan: Plan, out: Path) -> Iterator[str]:
     for reason, count in manifest["dropped"].items():
         yield f"  dropped {count:,}: {reason}"
     yield from (f"  note: {note}" for note in manifest.get("notes", ()))
+    if manifest["options"].get("validation_as") == "test":
+        yield "  note: the official validation set is test here, as papers report it, and val is a share of train"
+    if not manifest["splits"]["val"]["n"]:
+        yield "  note: val is empty, and training needs images in it to choose the epoch by"
     yield from _mapping_lines(manifest.get("label_mapping", {}))
     yield from _duplicate_lines(manifest["duplicates"])
     yield from _count_table(manifest, plan.published)
@@ -237,11 +241,12 @@ def _count_table(manifest: dict, published: Mapping[str, Mapping[str, int]]) -> 
     found = {split: {**counts, "all": sum(counts.values())} for split, counts in found.items()}
     known = {split: _with_sum(published.get(split, {})) for split in SPLITS}
     width = max(10, *(len(name) + 1 for name in manifest["classes"]))
-    yield f"{'class':{width}}" + "".join(f"{split + (' (published)' if published else ''):>24}" for split in SPLITS)
+    headings = [split + (" (published)" if known[split] else "") for split in SPLITS]
+    yield f"{'class':{width}}" + "".join(f"{heading:>24}" for heading in headings)
     for name in (*manifest["classes"], "all"):
         cells = [_cell(found[split][name], known[split].get(name)) for split in SPLITS]
         yield f"{name:{width}}" + "".join(f"{cell:>24}" for cell in cells)
-    differing = sum(found[split][name] != count for split in SPLITS for name, count in known[split].items())
+    differing = sum(found[split][name] != count for split in SPLITS for name, count in published.get(split, {}).items())
     if published:
         yield f"{differing} counts differ from the published ones" if differing else "all counts as published"
 

@@ -21,6 +21,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -137,14 +138,17 @@ def _frames(source: Path) -> Path:
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+Lines = list[tuple[int, int, str]]  # (frame, line number, what stands there)
+
+
+@dataclass(frozen=True)
 class _Video:
-    """The text of a video: `lines[k]` is (frame, line number, what stands there)."""
+    """The text of a video; its lines are read when they are asked for, since three million are too many to keep."""
 
     name: str
     file: str
     split: str
-    lines: list[tuple[int, int, str]]
+    lines: Callable[[], Lines]
     parse: Callable[[str], Values | Rejected]
 
 
@@ -168,13 +172,13 @@ class _Reader:
                 shown_file = file.encode("utf-8", "backslashreplace").decode()
                 dropped.append(Dropped(split, shown_file, -1, parse))
             else:
-                numbered = [(k, k + 1, text) for k, text in enumerate(lines[1:], start=1)]
-                found.append(_Video(Path(file).stem, file, split, numbered, parse))
+                found.append(_Video(Path(file).stem, file, split, partial(self._numbered, file), parse))
         return found, dropped
 
     def mtl(self, task: str) -> tuple[list[_Video], list[Dropped]]:
         """The videos of the multi-task texts, whose lines name their images; lines that name none are dropped."""
         found: dict[str, _Video] = {}
+        of: dict[str, Lines] = {}
         dropped = []
         for file, split in self._files(task):
             lines = self._lines(file)
@@ -184,11 +188,14 @@ class _Reader:
             for row, text in enumerate(lines, start=1):
                 image, _, rest = text.partition(",")
                 match = _MTL_IMAGE.fullmatch(image.strip())
-                video = found.setdefault(match[1], _Video(match[1], file, split, [], _parse_mtl)) if match else None
+                video = found.get(match[1]) if match else None
+                if match and not video:
+                    own = of[match[1]] = []
+                    video = found[match[1]] = _Video(match[1], file, split, lambda own=own: own, _parse_mtl)
                 if video and video.file != file:
                     dropped.append(Dropped(split, file, row, Rejected(TWO_TEXTS, shown(f"{video.file}, {file}"))))
                 elif video:
-                    video.lines.append((int(match[2]), row, rest))
+                    of[video.name].append((int(match[2]), row, rest))
                 elif row > 1:
                     dropped.append(Dropped(split, file, row, Rejected("line names no image", shown(image)[:40])))
         return list(found.values()), dropped
@@ -216,6 +223,11 @@ class _Reader:
                     if name.endswith(".txt") and not is_hidden(name):
                         yield f"{top}/{part}/{name}", self._splits[PARTS[part]]
 
+    def _numbered(self, file: str) -> Lines:
+        """The lines of a text that `_lines` accepted: line k + 1 is of frame k."""
+        lines = _texts((self._root / file).read_bytes())
+        return [(k, k + 1, text) for k, text in enumerate(lines[1:], start=1)]
+
     def _lines(self, file: str) -> list[str] | Rejected:
         """All lines, the header first, or why frames and lines cannot be matched for certain."""
         located = Root(self._root).locate(file)
@@ -226,13 +238,17 @@ class _Reader:
         content = (self._root / file).read_bytes()
         self.digest.update(file.encode() + b"\t" + hashlib.sha256(content).digest())
         self.count += 1
-        content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n \t")
-        lines = [line.strip() for line in content.decode("latin-1").split("\n")]
-        if b"\r" in content or b"\0" in content:
+        lines = _texts(content)
+        if b"\r" in content.replace(b"\r\n", b"\n") or b"\0" in content:
             return Rejected("annotation text with unusual line ends or bytes")
         if not all(lines):
             return Rejected("annotation text with a blank line, so frames cannot be counted")
         return lines
+
+
+def _texts(content: bytes) -> list[str]:
+    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n \t")
+    return [line.strip() for line in content.decode("latin-1").split("\n")]
 
 
 def _parser_of(task: str, header: str) -> Callable[[str], Values | Rejected] | Rejected:
@@ -309,13 +325,14 @@ def _rows(
     videos: list[_Video], others: dict[str, dict[str, _Video]], frames: Path, task: str, every: int
 ) -> tuple[pd.DataFrame, list[Dropped]]:
     """A row for each line with a label and an image, and a record of each other line and image."""
-    rows, dropped = [], []
+    tables, dropped = [], []
     for video in videos:
         images, out = number_frames(frames, video.name, video.split)
         dropped += out
         more = _columns([other[video.name] for other in others.values() if video.name in other], dropped)
-        times = Counter(frame for frame, _, _ in video.lines)
-        for frame, line, text in video.lines:
+        lines, rows = video.lines(), []
+        times = Counter(frame for frame, _, _ in lines)
+        for frame, line, text in lines:
             found = video.parse(text)
             why = found if isinstance(found, Rejected) else None
             if why is None and (frame - 1) % every:
@@ -326,22 +343,30 @@ def _rows(
                 why = LISTED_TWICE
             if why:
                 dropped.append(Dropped(video.split, video.file, line, why))
-                continue
-            base = {"path": images[frame], "split": video.split, "file": video.file, "row": line}
-            rows.append(base | {"group": re.sub(r"_(left|right)$", "", video.name)} | more.get(frame, {}) | found)
-        lined = {frame for frame, _, _ in video.lines}
-        for frame in sorted(set(images or ()) - lined):
+            else:
+                rows.append({"path": images[frame], "row": line} | more.get(frame, {}) | found)
+        for frame in sorted(set(images or ()) - set(times)):
             dropped.append(Dropped(video.split, images[frame], -1, NO_LINE))
-    table = pd.DataFrame(rows, columns=None if rows else ["path", "split", "file", "row", "group", "label"])
+        if rows:
+            group = re.sub(r"_(left|right)$", "", video.name)
+            tables.append(_table(rows).assign(split=video.split, file=video.file, group=group))
+    if not tables:
+        return pd.DataFrame(columns=["path", "split", "file", "row", "group", "label"]), dropped
+    return pd.concat(tables, ignore_index=True), dropped
+
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    """The rows of a video, values in single precision."""
+    table = pd.DataFrame(rows)
     values = [name for name in table if name in ("valence", "arousal") or name.startswith("au")]
-    return table.astype(dict.fromkeys(values, np.float32)), dropped
+    return table.astype(dict.fromkeys(values, np.float32))
 
 
 def _columns(videos: list[_Video], dropped: list[Dropped]) -> dict[int, Values]:
     """Frame -> values of the other texts of a video; a line that cannot be read is recorded, its image may stay."""
     found: dict[int, Values] = {}
     for video in videos:
-        for frame, line, text in video.lines:
+        for frame, line, text in video.lines():
             values = video.parse(text)
             if not isinstance(values, Rejected):
                 found.setdefault(frame, {}).update(values)

@@ -352,12 +352,15 @@ def _flagged(images: pd.DataFrame, column: str, title: str, what: str) -> Check:
 def _sizes(manifest: Mapping, samples: pd.DataFrame) -> Check:
     title = "Unusual sizes"
     if not {"width", "height"} <= set(samples):
-        return _skipped(title, "the samples do not record how large an image was before it was resized")
+        return _skipped(title, "the samples do not record how large an image was: none was resized, or packed long ago")
     sides = samples[["width", "height"]]
     packed = max(manifest["image"][name] for name in ("width", "height"))
     odd = (sides.max(1) < packed / 2) | (sides.max(1) > 2 * sides.min(1))
     rows = samples[odd][["split", "row", "source", "width", "height"]]
-    found = f"{len(rows):,} images were less than half the packed size, or more than twice as long as wide"
+    found = (
+        f"{len(rows):,} images (of those with a box, what was cropped) had less than half the packed size, or were "
+        "more than twice as long as wide"
+    )
     return _result(title, rows, len(rows), found, "none is tiny or elongated")
 
 

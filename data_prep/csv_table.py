@@ -23,7 +23,8 @@ from data_prep import image_files
 from data_prep.detect import Layout
 from data_prep.image_files import BOX, plan_images, source_folder
 from data_prep.labels import EIGHT_CLASSES, Naming, expression, name_classes, parse_class_names
-from data_prep.packed import DataError, Dropped, Plan, Rejected
+from data_prep.listed import Why, bounded, note, plain, take_out
+from data_prep.packed import DataError, Dropped, Plan
 from data_prep.paths import shown
 from data_prep.splits import split_name
 from data_prep.tables import Table, numbers, read_table, table_columns
@@ -81,7 +82,7 @@ def plan(options: Namespace) -> Plan:
         dropped=[*table.dropped, *dropped],
         files={table.name: table.sha256},
         settings=_settings(options),
-        notes=table.notes,
+        notes=[*table.notes, *_folder_notes(rows, naming)],
     )
 
 
@@ -98,6 +99,8 @@ def detect(path: Path) -> Layout | None:
         column = next((name for name in columns if name.casefold() in guesses), None)
         found |= {option: column} if column else {}
     evidence = f"a table with the columns {', '.join(map(shown, columns))[:100]}"
+    if "relfcs" in map(str.casefold, columns):
+        evidence += "; relFCs: a copy of AffectNet whose labels a network gave"
     soft = _soft_arguments(columns)
     if soft:
         evidence += "; soft labels" + " named in the order of AffectNet: check that it is theirs" * (len(soft) > 2)
@@ -136,10 +139,23 @@ def _wanted_columns(options: Namespace) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def _folder_notes(rows: pd.DataFrame, naming: Naming) -> list[str]:
+    """Whether the labels are the names of the images' folders, where those are expressions."""
+    if "label" not in rows:
+        return []
+    folders = [expression(path.rpartition("/")[0].rpartition("/")[2]) for path in rows["path"]]
+    labels = [naming.of.get(label) for label in rows["label"]]
+    named = sum(folder is not None for folder in folders)
+    other = sum(folder is not None and folder != label for folder, label in zip(folders, labels, strict=True))
+    if not other:
+        return []
+    return [f"{other:,} of {named:,} labels are not the expression that the image's folder is called by"]
+
+
 def _naming(options: Namespace, rows: pd.DataFrame) -> Naming:
     if options.soft_columns:
         return _soft_naming(options)
-    labels = {label for label in map(_plain, rows[options.label_column]) if label}
+    labels = {label for label in map(plain, rows[options.label_column]) if label}
     if options.class_names:
         return name_classes(parse_class_names(options.class_names, labels))
     if labels and all(label.lstrip("-").isdigit() for label in labels):
@@ -164,60 +180,31 @@ def _soft_naming(options: Namespace) -> Naming:
     return Naming(tuple(classes), of)
 
 
-def _plain(label: str) -> str:
-    """"3.0" -> "3": how pandas writes whole numbers of a column with gaps."""
-    return re.sub(r"^(-?\d+)\.0*$", r"\1", label)
-
-
 def _rows(options: Namespace, table: Table, naming: Naming) -> tuple[pd.DataFrame, list[Dropped]]:
     """The rows for `plan_images`, and those that the table itself makes unusable."""
     given, n = table.rows, len(table.rows)
-    rows = pd.DataFrame({"path": given[options.image_column], "file": table.name, "row": given["_row"]})
-    why: list[Rejected | None] = [None] * n
+    rows = pd.DataFrame({"path": given[options.image_column], "split": "", "file": table.name, "row": given["_row"]})
+    why: Why = [None] * n
     if options.label_column:
-        rows["label"] = given[options.label_column].map(_plain)
+        rows["label"] = given[options.label_column].map(plain)
     else:
         columns = sorted(options.soft_columns, key=lambda name: naming.classes.index(naming.of[name]))
         shares = np.column_stack([numbers(given[name]) for name in columns])
         rows["soft"] = pd.Series(list(shares), dtype=object)
     if options.split_column:
         rows["split"] = [split_name(text) or "" for text in given[options.split_column]]
-        _note(why, rows["split"] == "", lambda i: ("unknown split", given[options.split_column].iat[i] or "(empty)"))
+        note(why, rows["split"] == "", lambda i: ("unknown split", given[options.split_column].iat[i] or "(empty)"))
     if options.subject_column:
         rows["subject"] = given[options.subject_column]
     for name in ("valence", "arousal"):
         if column := getattr(options, f"{name}_column"):
-            rows[name] = _bounded(given[column], -1, 1, NOT_ANNOTATED, name, why)
+            rows[name] = bounded(given[column], -1, 1, NOT_ANNOTATED, name, why)
     for column in options.au_columns or ():
         number = _unit_number(column)
-        rows[f"au{number}"] = _bounded(given[column], 0, 5, UNKNOWN_UNIT, f"au{number}", why)
+        rows[f"au{number}"] = bounded(given[column], 0, 5, UNKNOWN_UNIT, f"au{number}", why)
     if options.box_columns:
         rows[list(BOX)] = _corners(options, given, why)
-    stays = np.array([one is None for one in why], bool)
-    dropped = [
-        Dropped(rows["split"].iat[i] if options.split_column else "", table.name, int(given["_row"].iat[i]), why[i])
-        for i in np.flatnonzero(~stays)
-    ]
-    return rows[stays].reset_index(drop=True), dropped
-
-
-def _note(why: list[Rejected | None], where: np.ndarray, tell) -> None:
-    """Records a fault for the rows in `where` that have none yet; tell(i) -> (reason, detail)."""
-    for i in np.flatnonzero(where):
-        if why[i] is None:
-            reason, detail = tell(i)
-            why[i] = Rejected(reason, shown(detail))
-
-
-def _bounded(
-    column: pd.Series, low: float, high: float, missing: tuple[float, ...], name: str, why: list[Rejected | None]
-) -> np.ndarray:
-    """float32 values; NaN where empty or one of `missing`; a fault for anything else that is outside low..high."""
-    values = numbers(column)
-    absent = column.eq("").to_numpy() | np.isin(values, missing)
-    wrong = ~absent & ~((values >= low) & (values <= high))
-    _note(why, wrong, lambda i: (f"{name} outside {low}..{high}", column.iat[i]))
-    return np.where(absent | wrong, np.nan, values).astype(np.float32)
+    return take_out(rows, why)
 
 
 def _unit_number(column: str) -> int:
@@ -227,12 +214,12 @@ def _unit_number(column: str) -> int:
     return int(number[1])
 
 
-def _corners(options: Namespace, given: pd.DataFrame, why: list[Rejected | None]) -> np.ndarray:
+def _corners(options: Namespace, given: pd.DataFrame, why: Why) -> np.ndarray:
     """(n, 4): left, top, right, bottom; NaN where all four cells are empty."""
     box = np.column_stack([numbers(given[name]) for name in options.box_columns])
     empty = np.column_stack([given[name].eq("").to_numpy() for name in options.box_columns]).all(1)
     cells = [given[name] for name in options.box_columns]
-    _note(why, np.isnan(box).any(1) & ~empty, lambda i: ("box is not four numbers", ",".join(c.iat[i] for c in cells)))
+    note(why, np.isnan(box).any(1) & ~empty, lambda i: ("box is not four numbers", ",".join(c.iat[i] for c in cells)))
     if options.box_format == "xywh":
         box[:, 2:] += box[:, :2]
     return box

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all; a disk that refuses becomes one sentence (`DataError`)."""
+"""Writing files whole or not at all, or a part at a time; a disk that refuses becomes one sentence (`DataError`)."""
 
 import hashlib
 import io
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -62,6 +63,28 @@ def write_file(path: Path, blocks: Iterable[bytes], scratch: bool = False) -> di
         temporary.unlink(missing_ok=True)  # a full disk gets the space back
         raise
     return {"bytes": size, "sha256": "" if scratch else digest.hexdigest()}
+
+
+def make_file(path: Path) -> None:
+    """An empty file if there is none, for `write_at`."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open(path, "ab").close()
+
+
+def write_at(path: Path, offset: int, content: bytes | np.ndarray) -> None:
+    """Writes bytes into a file that is there; nobody waits until they are on the disk, see `finish`."""
+    with writing(path), open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def finish(path: Path, size: int) -> int:
+    """Cuts a file to `size` bytes, waits until it is on the disk, and returns `size`."""
+    with writing(path), open(path, "r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+    return size
 
 
 def write_json(path: Path, value: object) -> None:

@@ -31,7 +31,7 @@ import pandas as pd
 
 from data_prep import splits
 from data_prep.labels import Naming, soft_labels
-from data_prep.packed import SPLITS, DataError, Dropped, Plan, Rejected
+from data_prep.packed import SPLITS, DataError, Dropped, Plan, Rejected, Resized
 from data_prep.paths import Located, Root
 
 BOX = ("x0", "y0", "x1", "y1")
@@ -158,10 +158,12 @@ def plan_images(
         notes=notes,
         stamp=_identity(located, times=True),
         newest=max((one.mtime_ns for one in located), default=0) / 1e9,
+        modules=("data_prep.images",),
+        hash_of="images",
     )
 
 
-def decode(rows: pd.DataFrame, split: str, **how) -> Sequence[np.ndarray | Rejected]:
+def decode(rows: pd.DataFrame, split: str, **how) -> Sequence[Resized | Rejected]:
     """`data_prep.images.decode_files`, which imports torch: seconds that only the processes that decode should pay."""
     from data_prep.images import decode_files
 

@@ -51,6 +51,11 @@ def plan(options: Namespace) -> Plan:
         licence=LICENCE,
         release="folder of classes" + (", splits from its folders" if split_folders(root) else ""),
         dropped=dropped,
+        notes=[
+            f"{drop.file} lies beside the folders and was not read: if its labels are others, pack it with 'table'"
+            for drop in dropped
+            if "/" not in drop.file and drop.file.lower().endswith((".csv", ".tsv", ".parquet"))
+        ],
     )
 
 
@@ -64,7 +69,8 @@ def detect(path: Path) -> Layout | None:
     classes = sorted({child for top in tops for child in _folders(top) if _holds_images(top / child)})
     if not classes:
         return None
-    evidence = f"{len(classes)} class folders ({', '.join(classes)[:60]})"
+    named = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+    evidence = f"{len(classes)} class folders ({shown(named)})"
     evidence += f" in {', '.join(sorted(folders))}" if folders else ", no splits"
     numbered = all(name.isdigit() for name in classes)
     arguments = ("--source", str(path), *(("--class-names", ",".join(f"{name}=NAME" for name in classes)) * numbered))

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from data_prep.packed import Rejected
+from data_prep.packed import Rejected, Resized
 from data_prep.paths import shown
 
 Image.init()  # Pillow loads its plugins late, and asking for one that is not loaded is a KeyError
@@ -36,8 +36,9 @@ _TURNS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}  # ax
 
 def decode_files(
     rows: pd.DataFrame, *, root: str, size: int, grey: bool = False, margin: float = 0.0
-) -> list[np.ndarray | Rejected]:
-    """uint8 (C, size, size) of each row's `_path` below `root`, cropped to `BOX` where there is one.
+) -> list[Resized | Rejected]:
+    """uint8 (C, size, size) of each row's `_path` below `root`, cropped to `BOX` where there is one, and how many
+    pixels wide and high the image or the crop was.
 
     A box becomes a square of its longer side, with `margin` of that side added all round; it is moved and, where the
     image is smaller, shrunk to lie inside. Whole images are stretched to a square, as torchvision's Resize((S, S))
@@ -50,7 +51,7 @@ def decode_files(
             if path != last:  # several faces of one photograph follow each other
                 last, image = path, _read(Path(root, path), grey)
             result = image if isinstance(image, Rejected) else fit(image, box, size, margin)
-            results.append(_naming(path, result) if isinstance(result, Rejected) else result.numpy())
+            results.append(_naming(path, result) if isinstance(result, Rejected) else result)
     return results
 
 
@@ -147,7 +148,7 @@ def _first_words(error: Exception) -> str:
 # --- crop and size --------------------------------------------------------------------------------------------------
 
 
-def fit(image: Tensor, box: np.ndarray, size: int, margin: float) -> Tensor | Rejected:
+def fit(image: Tensor, box: np.ndarray, size: int, margin: float) -> Resized | Rejected:
     """uint8 (C, size, size), antialiased; `box` is x0, y0, x1, y1, NaN = the whole image."""
     if not np.isnan(box[0]):
         square = _square(box, image.shape[2], image.shape[1], margin)
@@ -155,7 +156,8 @@ def fit(image: Tensor, box: np.ndarray, size: int, margin: float) -> Tensor | Re
             return square
         x, y, side = square
         image = image[:, y : y + side, x : x + side]
-    return resize(image, [size, size], antialias=True)
+    _, height, width = image.shape
+    return Resized(resize(image, [size, size], antialias=True).numpy(), width, height)
 
 
 def _square(box: np.ndarray, width: int, height: int, margin: float) -> tuple[int, int, int] | Rejected:

@@ -1,9 +1,11 @@
-"""Joining the shards to a packed directory: equal images are found, marked or dropped; files and manifest written."""
+"""Joining the shards to a packed directory: equal images are found, marked or dropped; files and manifest written.
 
-import io
+The pixels are at their place already. Only where an image was left out do those behind it move up, in the file itself.
+"""
+
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow as pa
 
 from data_prep import disk
 from data_prep.packed import FORMAT, SPLITS, Contents, DataError, Dropped, Plan, Rejected
-from data_prep.shards import Chunk, Shard, dropped_of, dropped_row, shard_images
+from data_prep.shards import Chunk, Shard, dropped_of, dropped_row, npy_header, pixel_file
 
 LEAK = "equals a training image (--drop-leaks)"
 LEAK_OF_VAL = "equals a validation image (--drop-leaks)"
@@ -22,12 +24,14 @@ _COLUMN_TYPES = {
     **dict.fromkeys(["label", "true_label", "subject", "duplicate_group"], pa.int64()),
     **dict.fromkeys(["valence", "arousal", *(f"au{number}" for number in range(1, 65))], pa.float32()),
     "soft": pa.list_(pa.float32()),
+    **dict.fromkeys(["width", "height"], pa.int32()),
     **dict.fromkeys(["source", "image"], pa.string()),
 }
+_BLOCK_BYTES = 4 << 20  # of pixels moved or hashed at once
 
 
-def join_shards(plan: Plan, chunks: list[Chunk], shards: list[Shard], folder: Path) -> dict:
-    """Writes the finished directory into `folder`, one shard in memory at a time, and returns its manifest."""
+def join_shards(plan: Plan, chunks: list[Chunk], shards: list[Shard], parts: Path) -> dict:
+    """Finishes the directory `done` in `parts`, where the pixels are, and returns its manifest."""
     decoded = {split: _decoded(plan, split, chunks, shards) for split in SPLITS}
     why = {split: _why_removed(plan, split, decoded) for split in SPLITS}
     dropped = list(plan.dropped)
@@ -37,25 +41,30 @@ def join_shards(plan: Plan, chunks: list[Chunk], shards: list[Shard], folder: Pa
         dropped += _removed(split, decoded[split], why[split])
     samples = _grouped({split: decoded[split][why[split] == ""] for split in SPLITS})
     _refuse_empty(plan, samples, dropped)
-    contents, splits = Contents(plan.shape[0]), {}
+    contents, splits = Contents(plan.shape[0], plan.hash_of), {}
     for split in SPLITS:
-        paths = [chunk.path for chunk in chunks if chunk.split == split]
+        own = [(chunk, shard) for chunk, shard in zip(chunks, shards, strict=True) if chunk.split == split]
         contents.start(split, (len(samples[split]), *plan.shape))
-        blocks = _image_blocks(paths, why[split] == "", contents)
-        splits[split] = _write_split(plan, folder / split, blocks, samples[split])
+        images = _finish_images(plan, pixel_file(parts, split), own, why[split] == "", contents)
+        splits[split] = _write_split(plan, parts / "done" / split, images, samples[split])
         contents.add_samples(samples[split])
-    _write_dropped(folder / "dropped.parquet", dropped)
+    _write_dropped(parts / "done" / "dropped.parquet", dropped)
     manifest = _manifest(plan, splits, dropped, _duplicate_facts(decoded), contents)
-    disk.write_json(folder / "manifest.json", manifest)
+    disk.write_json(parts / "done" / "manifest.json", manifest)
     return manifest
 
 
 def _decoded(plan: Plan, split: str, chunks: list[Chunk], shards: list[Shard]) -> pd.DataFrame:
-    """The rows of a split that have an image, in order, with its digest in the column `_digest`."""
+    """The rows of a split that have an image, in order, with its digest in the column `_digest`, and with width and
+    height if the plan's images were resized."""
     own = [(chunk, shard) for chunk, shard in zip(chunks, shards, strict=True) if chunk.split == split]
     kept = [row for chunk, shard in own for row in chunk.rows.index[shard.kept]]
     digests = [digest.tobytes() for _, shard in own for digest in shard.digests]
-    return plan.samples[split].iloc[kept].reset_index(drop=True).assign(_digest=np.array(digests, object))
+    rows = plan.samples[split].iloc[kept].reset_index(drop=True).assign(_digest=np.array(digests, object))
+    if any(shard.sizes.any() for shard in shards):
+        sizes = np.concatenate([np.empty((0, 2), np.int32), *(shard.sizes for _, shard in own)])
+        rows = rows.assign(width=sizes[:, 0], height=sizes[:, 1])
+    return rows
 
 
 # --- equal images ---------------------------------------------------------------------------------------------------
@@ -115,54 +124,71 @@ def _refuse_empty(plan: Plan, samples: Mapping[str, pd.DataFrame], dropped: list
 # --- files and manifest ---------------------------------------------------------------------------------------------
 
 
-def _image_blocks(paths: list[Path], stays: np.ndarray, contents: Contents) -> Iterator[np.ndarray]:
-    """A split's images that stay, shard by shard, fed to `contents` on the way; `stays` is bool (n decoded,).
+def _finish_images(
+    plan: Plan, path: Path, own: list[tuple[Chunk, Shard]], stays: np.ndarray, contents: Contents
+) -> dict[str, int | str]:
+    """Makes a split's images.npy whole, feeds `contents`, and returns the file's part of the manifest; `stays` is bool
+    (n decoded,)."""
+    size, header = int(np.prod(plan.shape)), npy_header(int(stays.sum()), plan.shape)
+    places = [chunk.start + np.arange(len(shard.kept)) for chunk, shard in own]
+    places = np.concatenate([np.empty(0, np.int64), *places])[stays]
+    disk.make_file(path)
+    with disk.writing(path):
+        _move_up(path, len(header), size, places)
+    disk.write_at(path, 0, header)
+    facts: dict[str, int | str] = {"bytes": disk.finish(path, len(header) + len(places) * size)}
+    if own and own[0][0].split == "train":
+        sums = np.concatenate([shard.sums for _, shard in own])[stays]
+        contents.add_sums(sums, size // plan.shape[0])
+    if contents.by_image:
+        digests = np.concatenate([np.empty((0, 32), np.uint8), *(shard.digests for _, shard in own)])[stays].tobytes()
+        contents.add_hashed(digests)
+        return facts | {"images_sha256": hashlib.sha256(digests).hexdigest()}
+    digest = hashlib.sha256(header)
+    for images in _blocks(path, len(header), size):
+        digest.update(images)
+        contents.add_hashed(images)
+    return facts | {"sha256": digest.hexdigest()}
 
-    Reading the next shard and hashing the contents go on in threads while the caller hashes and writes the file: the
-    three take about as long as each other, and while shards are joined nothing else uses the cores.
+
+def _move_up(path: Path, start: int, size: int, places: np.ndarray) -> None:
+    """Moves the images of `size` bytes at these places, ascending, to 0, 1, 2, ..., in blocks.
+
+    A run that is killed meanwhile decodes again what is not at its place any more.
     """
-    start = 0
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
-        coming = [reader.submit(shard_images, path) for path in paths[:1]]
-        hashed = hasher.submit(int)
-        for following in (*paths[1:], None):
-            if not coming:
-                return
-            images = coming.pop().result()
-            if following is not None:
-                coming.append(reader.submit(shard_images, following))
-            stop = start + len(images)
-            stay = stays[start:stop]
-            images = images if stay.all() else images[stay]
-            start = stop
-            hashed.result()
-            hashed = hasher.submit(contents.add_images, images)
+    target = int(np.argmax(places != np.arange(len(places)))) if len(places) else 0
+    if not len(places) or places[target] == target:
+        return
+    step = max(_BLOCK_BYTES // size, 1)
+    ends = np.append(np.flatnonzero(np.diff(places) != 1) + 1, len(places))  # of runs of neighbours
+    with open(path, "r+b") as file:
+        while target < len(places):
+            count = min(int(ends[np.searchsorted(ends, target, side="right")]) - target, step)
+            file.seek(start + int(places[target]) * size)
+            images = file.read(count * size)
+            file.seek(start + target * size)
+            file.write(images)
+            target += count
+
+
+def _blocks(path: Path, start: int, size: int) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        file.seek(start)
+        while images := file.read(max(_BLOCK_BYTES // size, 1) * size):
             yield images
-        hashed.result()
 
 
-def _write_split(plan: Plan, folder: Path, blocks: Iterable[np.ndarray], samples: pd.DataFrame) -> dict:
-    """Writes a split's two files and returns its part of the manifest."""
-    with disk.writing(folder):
-        folder.mkdir(parents=True)
+def _write_split(plan: Plan, folder: Path, images: dict[str, int | str], samples: pd.DataFrame) -> dict:
+    """Writes a split's samples and returns its part of the manifest; `images` is that of images.npy."""
     counts = np.bincount(samples["label"].to_numpy(np.int64), minlength=len(plan.classes)).tolist()
     return {
         "n": len(samples),
         "class_counts": dict(zip(plan.classes, counts, strict=True)),
         "files": {
-            "images.npy": disk.write_file(folder / "images.npy", _npy((len(samples), *plan.shape), blocks)),
+            "images.npy": images,
             "samples.parquet": disk.write_parquet(folder / "samples.parquet", _sample_columns(samples)),
         },
     }
-
-
-def _npy(shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> Iterator[bytes]:
-    """The bytes of an .npy file of uint8, C-order."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    yield header.getvalue()
-    for block in blocks:
-        yield np.ascontiguousarray(block).data.cast("B") if block.size else b""
 
 
 def _sample_columns(samples: pd.DataFrame) -> dict[str, pa.Array]:
@@ -205,6 +231,7 @@ def _manifest(plan: Plan, splits: dict, dropped: list[Dropped], duplicates: dict
         "duplicates": duplicates,
         "plan_sha256": plan.sha256,
         "content_sha256": contents.sha256(plan.classes),
+        **({"hash_of": plan.hash_of} if contents.by_image else {}),
     }
 
 

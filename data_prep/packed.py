@@ -11,7 +11,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import sqrt
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class DataError(ValueError):
     """What is wrong with the user's data, options or disk, in one sentence."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """Why `decode` gives no image for a row.
 
@@ -51,7 +52,7 @@ class Rejected:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """An input that was left out: `split` is "" where unknown, `row` is a line of `file` (1 = the header) or -1."""
 
@@ -64,8 +65,22 @@ class Dropped:
     def place(self) -> str:
         return f"{self.file}:{self.row}" if self.row >= 0 else self.file
 
+    @property
+    def facts(self) -> dict[str, object]:
+        why = {"reason": self.why.reason, "detail": self.why.detail, "bad": self.why.bad}
+        return {"split": self.split, "file": self.file, "row": self.row, "why": why}
 
-Decode = Callable[[pd.DataFrame, str], Sequence[np.ndarray | Rejected]]
+
+@dataclass(frozen=True)
+class Resized:
+    """An image made from a file: its pixels, and how many the part of the file had that became the image."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+Decode = Callable[[pd.DataFrame, str], Sequence[np.ndarray | Resized | Rejected]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,8 @@ class Plan:
     samples   one table a split with a RangeIndex, `label`, `source` and any other column of the format. Columns whose
               names start with "_" reach `decode` and are not written; `_row` (line number) goes to dropped.parquet.
     decode    picklable, called as decode(rows, split) with consecutive rows; gives for each row a uint8 array of
-              `shape` (C, H, W) or a `Rejected`. It must not depend on how the rows are cut into chunks.
+              `shape` (C, H, W), a `Resized` (columns width, height) or a `Rejected`. It must not depend on how the rows
+              are cut into chunks.
     dropped   inputs that were left out before decoding.
     files     sha256 of every input by name (no path), so that other inputs are another plan. Image files may be too
               many to read twice: `data_prep.image_files` hashes their names and sizes, and gives a `stamp`.
@@ -85,6 +101,8 @@ class Plan:
     stamp     changes whenever an input may have changed, even if `files` is the same; it is of this machine and goes
               into no result. Parts of an unfinished run are used again only under the same stamp.
     newest    the latest modification time of an input, seconds; 0 where `files` covers the contents.
+    modules   what `decode` imports that takes long to import.
+    hash_of   what content_sha256 is taken over, "pixels" or "images": see `Contents`.
     """
 
     name: str
@@ -106,12 +124,14 @@ class Plan:
     notes: Sequence[str] = ()
     stamp: str = ""
     newest: float = 0.0
+    modules: tuple[str, ...] = ()
+    hash_of: str = "pixels"
 
     @property
     def all_options(self) -> dict[str, object]:
         return {**self.options, "drop_leaks": self.drop_leaks, "dedup": self.dedup}
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of whatever shapes the result: inputs, options, classes, labels and their order; not of any path."""
         digest = hashlib.sha256()
@@ -124,7 +144,9 @@ class Plan:
             digest.update("\n".join(samples["source"]).encode())
             digest.update(_little(samples["label"], "<i8"))
             digest.update(_soft_bytes(samples))
-        digest.update(json.dumps([asdict(drop) for drop in self.dropped]).encode())
+        for i, drop in enumerate(self.dropped):  # one at a time: there may be millions
+            digest.update((", " if i else "[").encode() + json.dumps(drop.facts).encode())
+        digest.update(b"]" if self.dropped else b"[]")
         return digest.hexdigest()
 
 
@@ -136,11 +158,14 @@ class Contents:
 
     The hash identifies the data whatever the encoding of its files. It is taken over, for each split: name (UTF-8),
     shape (N, C, H, W) as four little-endian int64, image bytes, labels (int64), soft labels (float32) if any; at the
-    end the class names joined by newlines.
+    end the class names joined by newlines. Under `hash_of` = "images" each image's sha256 stands for its bytes, and the
+    word "images" comes first: those are hashed where they are decoded, in parallel, while pixels can only be hashed one
+    after the other, which on many cores takes longer than decoding. The manifest says which; "pixels" if it does not.
     """
 
-    def __init__(self, channels: int) -> None:
-        self._digest, self._moments, self._split = hashlib.sha256(), Moments(channels), ""
+    def __init__(self, channels: int, hash_of: str = "pixels") -> None:
+        self._moments, self._split, self.by_image = Moments(channels), "", hash_of == "images"
+        self._digest = hashlib.sha256(b"images" * self.by_image)
 
     def start(self, split: str, shape: Sequence[int]) -> None:
         """From here on `split` is fed, all its images before its samples."""
@@ -149,9 +174,17 @@ class Contents:
 
     def add_images(self, images: np.ndarray) -> None:
         """Adds uint8 images (n, C, H, W)."""
-        self._digest.update(np.ascontiguousarray(images))
+        self.add_hashed(image_digests(images).tobytes() if self.by_image else np.ascontiguousarray(images))
         if self._split == "train":
-            self._moments.add(images)
+            self.add_sums(image_sums(images), int(np.prod(images.shape[2:])))
+
+    def add_hashed(self, content: bytes | np.ndarray) -> None:
+        """Adds the digests of images where these stand for them, else their pixels."""
+        self._digest.update(content)
+
+    def add_sums(self, sums: np.ndarray, pixels: int) -> None:
+        """Adds the `image_sums` of training images, each of so many pixels."""
+        self._moments.add(sums, pixels)
 
     def add_samples(self, samples: pd.DataFrame) -> None:
         self._digest.update(_little(samples["label"], "<i8"))
@@ -172,26 +205,48 @@ class Moments:
     """Mean and standard deviation per channel from whole-number sums, hence exact for any number of images."""
 
     def __init__(self, channels: int) -> None:
-        self._pixels, self._sums, self._squares = 0, [0] * channels, [0] * channels
+        self._pixels, self._sums = 0, [[0] * channels, [0] * channels]
 
-    def add(self, images: np.ndarray) -> None:
-        """Adds uint8 images (N, C, H, W)."""
-        step = max(65536 // max(int(np.prod(images.shape[2:])), 1), 1)  # what fits into the processor's cache
-        for start in range(0, len(images), step):
-            block = images[start : start + step].astype(np.float64)  # whole numbers below 2^53: every sum is exact
-            self._pixels += block[:, 0].size
-            for channel in range(images.shape[1]):
-                values = block[:, channel].ravel()
-                self._sums[channel] += int(values.sum())
-                self._squares[channel] += int(values @ values)
+    def add(self, sums: np.ndarray, pixels: int) -> None:
+        """Adds the `image_sums` of n images, each of so many pixels."""
+        self._pixels += len(sums) * pixels
+        for own, more in zip(self._sums, sums.sum(0).tolist(), strict=True):
+            own[:] = [a + b for a, b in zip(own, more, strict=True)]
 
     def normalization(self) -> dict[str, list[float]]:
         """{"mean", "std"} of pixel / 255, one number a channel."""
         mean, std, n = [], [], self._pixels
-        for total, squares in zip(self._sums, self._squares, strict=True):
+        for total, squares in zip(*self._sums, strict=True):
             mean.append(total / (255 * n))
             std.append(sqrt((n * squares - total * total) / (n * n)) / 255)
         return {"mean": mean, "std": std}
+
+
+def image_digests(images: np.ndarray) -> np.ndarray:
+    """The sha256 of each image, uint8 (N, 32). Processors have instructions for sha256, none for blake2b."""
+    joined = b"".join(hashlib.sha256(np.ascontiguousarray(image)).digest() for image in images)
+    return np.frombuffer(joined, np.uint8).reshape(-1, hashlib.sha256().digest_size)
+
+
+def image_sums(images: np.ndarray) -> np.ndarray:
+    """The sums of the pixels and of their squares, int64 (N, 2, C), of uint8 images (N, C, H, W).
+
+    Exact, and quick: a sum of 256 squares of bytes is below 2^24, up to which single precision has every whole number.
+    """
+    n, channels = images.shape[:2]
+    size = int(np.prod(images.shape[2:]))
+    width = -(-size // 256) * 256
+    step = max((1 << 16) // max(channels * width, 1), 1)  # images that fit into the processor's cache
+    flat, sums = images.reshape(n, channels, size), np.zeros((n, 2, channels), np.int64)
+    values, ones = np.zeros((step, channels, width), np.float32), np.ones(256, np.float32)
+    for start in range(0, n, step):
+        block = flat[start : start + step]
+        values[: len(block), :, :size] = block
+        rows = values[: len(block)].reshape(-1, 256)
+        for power in (0, 1):
+            sums[start : start + step, power] = (rows @ ones).reshape(*block.shape[:2], -1).sum(2, dtype=np.float64)
+            np.square(rows, out=rows)
+    return sums
 
 
 def file_sha256(path: Path) -> str:
@@ -230,6 +285,10 @@ def read_manifest(directory: Path) -> dict:
     if found != FORMAT:
         way_out = "pack the data again with --overwrite"
         raise DataError(f"{directory} is of packed format {found!r}, this version reads {FORMAT}; {way_out}")
+    wanted = ("title", "classes", "image", "splits", "normalization", "content_sha256", "dropped")
+    if missing := [key for key in wanted if key not in manifest]:
+        raise DataError(f"{path} is incomplete or garbled, it has no {missing[0]}: pack the data again "
+                        "with --overwrite")
     return manifest
 
 

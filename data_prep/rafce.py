@@ -1,10 +1,12 @@
 """RAF-CE: compound expressions, 14 pairs such as "happily sad", 4,549 images.
 
     RAFCE_emolabel.txt     "0001.jpg 3"; labels 0..13, in the order of PAIRS
-    RAFCE_partition.txt    "0001.jpg 0"; 0 train, 1 test, 2 val (unverified)
+    RAFCE_partition.txt    "0001.jpg 0"; 0 train, 1 test, 2 val
     aligned/0001_aligned.jpg, original/0001.jpg    (unverified; also in a folder RAF-AU)
 
-The order of the labels is that of three public loaders. RAFCE_AUlabel.txt is not read.
+The order of the labels is that of three public loaders, the meaning of the partition's numbers that of two which know
+nothing of each other; the authors' own description was not seen, which `list` and the report say (PARTITION_NOTE).
+RAFCE_AUlabel.txt is not read.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -22,7 +24,14 @@ from data_prep.paths import below, refusal, shown
 from data_prep.tables import Table, read_table
 
 LICENCE = rafdb.LICENCE
-ACCESS = "whdeng.cn/RAF/model1.html: a request by e-mail from an academic address gives the password of the archives."
+PARTITION_NOTE = (
+    "the partition's numbers are read as 0 train, 1 test, 2 val, as two public loaders do; compare with the readme of "
+    "your copy"
+)
+ACCESS = (
+    "whdeng.cn/RAF/model1.html: a request by e-mail from an academic address gives the password of the archives. "
+    f"Unverified: {PARTITION_NOTE}."
+)
 
 LABELS, PARTITION = "RAFCE_emolabel.txt", "RAFCE_partition.txt"
 SPLITS = {"0": "train", "1": "test", "2": "val"}
@@ -68,7 +77,7 @@ def plan(options: Namespace) -> Plan:
         dropped=[*labels.dropped, *partition.dropped, *dropped],
         files={table.name: table.sha256 for table in (labels, partition)},
         settings={"alignment": options.alignment},
-        notes=[*labels.notes, *partition.notes],
+        notes=[*labels.notes, *partition.notes, PARTITION_NOTE],
     )
 
 

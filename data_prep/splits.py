@@ -36,14 +36,14 @@ def cut_shares(rows: pd.DataFrame, val: float, test: float, seed: int) -> np.nda
     split[split == ""] = "train"
     pool = split == "train"
     share_of = {"test": test if "test" not in split else 0.0, "val": val if "val" not in split else 0.0}
-    groups = _groups(rows[pool], f"cut {seed}")
+    groups, of = _groups(rows[pool], f"cut {seed}"), {}
     for _, members in groups.groupby("class", sort=True):
         start = 0.0
         place = (members["size"].cumsum() - members["size"] / 2) / members["size"].sum()  # a group's middle, in 0..1
         for name, share in share_of.items():
-            chosen = members.index[(place >= start) & (place < start + share)]
-            split[pool & rows["_group"].isin(chosen).to_numpy()] = name
+            of |= dict.fromkeys(members.index[(place >= start) & (place < start + share)], name)
             start += share
+    split[pool] = [of.get(group, "train") for group in rows.loc[pool, "_group"]]
     return split
 
 
@@ -94,8 +94,8 @@ def _groups(rows: pd.DataFrame, salt: str) -> pd.DataFrame:
     names = largest["_group"].to_numpy()
     sizes = counts.groupby("_group")["n"].sum()[names].to_numpy()
     groups = pd.DataFrame({"class": largest["_class"].to_numpy(), "size": sizes}, index=names)
-    order = sorted(range(len(groups)), key=lambda i: _hash(f"{salt} {groups.index[i]}"))
-    return groups.iloc[order]
+    keys = [_hash(f"{salt} {name}") for name in names.tolist()]
+    return groups.iloc[sorted(range(len(groups)), key=keys.__getitem__)]
 
 
 def _hash(text: str) -> bytes:

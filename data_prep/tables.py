@@ -10,7 +10,7 @@ end, so that a lone quote costs its own line and no other. Nothing in a table is
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,6 +247,7 @@ def _read_parquet(path: Path, wanted: Sequence[str], optional: Sequence[str], na
     with _open_parquet(path) as file:
         names = [str(column) for column in file.schema_arrow.names]
         places = _places(path, names, wanted, optional)
+        _refuse_nested(path, file.schema_arrow, places)
         columns: dict[str, list[str]] = {column: [] for column in places}
         try:
             for batch in file.iter_batches(PARQUET_ROWS, columns=[names[place] for place in places.values()]):
@@ -256,6 +257,21 @@ def _read_parquet(path: Path, wanted: Sequence[str], optional: Sequence[str], na
             raise DataError(f"{path} is damaged: {str(error).partition(chr(10))[0][:120]}") from error
     rows = len(next(iter(columns.values()), []))
     return Table(name, file_sha256(path), _text_frame(columns, range(2, rows + 2)), [])
+
+
+def _refuse_nested(path: Path, schema: pa.Schema, places: Mapping[str, int]) -> None:
+    """DataError for a column whose cells are no text and no numbers; Hugging Face stores images so."""
+    for name, place in places.items():
+        kind = schema.field(place).type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            raise DataError(
+                f"{path}: the column {name!r} holds the images themselves, as Hugging Face's files do, and a table "
+                "here holds paths; write each cell's 'bytes', which are a whole image file, to CLASS/NUMBER.jpg and "
+                "pack that folder with image_folder (what numbers of classes mean is in the data set's card)"
+            )
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            what = f"{str(kind)[:60]} in each cell instead of text or a number"
+            raise DataError(f"{path}: the column {name!r} holds {what}")
 
 
 def _cell(value: object) -> str:

@@ -1,7 +1,7 @@
 """`write`: packs a plan into a directory, in parallel, resumably, whole or not at all.
 
 Finished shards and the plan's hash lie in `<out>.partial/`, so that the same command picks up where a stopped run
-stopped. The shards are joined there, and the finished directory is renamed into place.
+stopped. Pixels are written to their final place in `<out>.partial/done`, which is renamed to `<out>` when it is whole.
 """
 
 import json
@@ -27,9 +27,9 @@ from data_prep.packed import (
     partial_directory,
     read_manifest,
 )
-from data_prep.shards import Chunk, cut_into_chunks, dropped_of, finish_all
+from data_prep.shards import Chunk, cut_into_chunks, dropped_of, finish_all, pixel_file
 
-ROW_BYTES = 100  # on the disk for an image's row, beside its pixels
+ROW_BYTES = 200  # on the disk for an image, beside its pixels
 
 try:
     import fcntl
@@ -51,7 +51,7 @@ def write(
 
     A finished `out` of the same plan is left as it is; `overwrite` replaces a packed directory. `say` gets what a user
     should know (resumed, started anew, left as it is); `progress` shows a bar on stderr. With `workers` > 1 the caller
-    must be importable (spawn), as everywhere in multiprocessing. DataError for bad input under `strict`, for no usable
+    must be importable, as everywhere in multiprocessing. DataError for bad input under `strict`, for no usable
     image, for an `out` that is something else, and for a disk that refuses.
     """
     out = Path(out)
@@ -69,6 +69,8 @@ def write(
         chunks = cut_into_chunks(plan, parts)
         _say_resumed(chunks, say)
         disk.check_space(parts, _bytes_needed(plan, chunks))
+        for split in SPLITS:
+            disk.make_file(pixel_file(parts, split))
         shards = []
         bar = tqdm(total=sum(map(len, plan.samples.values())), desc=plan.name, unit="img", disable=not progress)
         with bar, closing(finish_all(plan, chunks, workers)) as results:
@@ -76,7 +78,7 @@ def write(
                 _refuse_bad(dropped_of(chunk, shard), strict)
                 shards.append(shard)
                 bar.update(len(chunk.rows))
-        manifest = join_shards(plan, chunks, shards, parts / "done")
+        manifest = join_shards(plan, chunks, shards, parts)
         with disk.writing(out):
             _move_into_place(parts, out)
     shutil.rmtree(parts, ignore_errors=True)
@@ -165,7 +167,9 @@ def _prepare(plan: Plan, parts: Path, say: Callable[[str], None]) -> None:
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         disk.write_json(note, _note(plan))
-    shutil.rmtree(parts / "done", ignore_errors=True)
+    for path in (parts / "done").rglob("*"):
+        if path.is_file() and path.name != "images.npy":
+            path.unlink()
 
 
 def _note(plan: Plan) -> dict[str, str]:
@@ -174,10 +178,9 @@ def _note(plan: Plan) -> dict[str, str]:
 
 
 def _bytes_needed(plan: Plan, chunks: list[Chunk]) -> int:
-    """At most: every part that is not there yet, and the finished files, into which the parts are copied at the end."""
-    row = int(np.prod(plan.shape)) + ROW_BYTES
+    """At most: the pixels that are not there yet, and each image's rows in the notes of its part and in the samples."""
     missing = sum(len(chunk.rows) for chunk in chunks if not chunk.path.exists())
-    return row * (missing + sum(len(chunk.rows) for chunk in chunks))
+    return int(np.prod(plan.shape)) * missing + ROW_BYTES * sum(len(chunk.rows) for chunk in chunks)
 
 
 def _say_resumed(chunks: list[Chunk], say: Callable[[str], None]) -> None:

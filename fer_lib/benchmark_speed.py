@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -170,10 +170,10 @@ def timm_loop(e: Experiment, data: PackedDataset, device: torch.device, steps: i
     """Seconds a step of timm's training recipe: its ResNet-18 and optimiser, channels_last, autocast, its loss meter's
     `.item()` each 50 steps. Raises ImportError where timm is not installed.
     """
-    timm = importlib.import_module("timm")              # no dependency of this project
+    timm, optim = (importlib.import_module(name) for name in ("timm", "timm.optim"))    # no dependency of this project
     side = data.image[1]
     model = timm.create_model("resnet18", num_classes=CLASSES, in_chans=1).to(device, memory_format=torch.channels_last)
-    optimizer = timm.optim.create_optimizer_v2(model, opt="adam", lr=e.lr, weight_decay=e.weight_decay)
+    optimizer = optim.create_optimizer_v2(model, opt="adam", lr=e.lr, weight_decay=e.weight_decay)
     loader = _loader(e, data, pil=False, device=device)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     assert side == next(batches)[0].shape[-1]
@@ -343,26 +343,34 @@ def environment(device: torch.device) -> dict:
             "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
-def measure(device: torch.device, many: list[int], stretches: int, packed: Path | None) -> Iterator[Row]:
+PARTS = ("steps", "activations", "trained", "streaming", "sizes", "profile")
+
+
+def measure(device: torch.device, many: list[int], stretches: int, packed: Path | None,
+            parts: Sequence[str] = PARTS) -> Iterator[Row]:
     """The rows, one after the other."""
     cuda = device.type == "cuda"
     endless = Experiment(epochs=100_000)
     small = random_faces(64 * (448 if cuda else 6), 48)
-    for precision in ("auto", "bf16") if cuda else ("auto",):
-        yield from steps(replace(endless, precision=precision), small, device, many, stretches, cuda)
-    for compile_step in (False, True) if cuda else (False,):
-        yield from activation(endless, small, device, stretches, compile_step)
-    if cuda:
+    if "steps" in parts:
+        for precision in ("auto", "bf16") if cuda else ("auto",):
+            yield from steps(replace(endless, precision=precision), small, device, many, stretches, cuda)
+    if "activations" in parts:
+        for compile_step in (False, True) if cuda else (False,):
+            yield from activation(endless, small, device, stretches, compile_step)
         large, e = random_faces(4096, 112), replace(endless, batch_size=512, precision="bf16")
-        for compile_step in (False, True):
+        for compile_step in (False, True) if cuda else ():
             yield from activation(e, large, device, stretches, compile_step)
+    if "trained" in parts and cuda:
         for n in (1, max(many)):
             yield from handed_out(Experiment(precision="bf16"), small, device, n)
+    if "streaming" in parts and cuda:
         yield from streaming(replace(endless, precision="bf16"), random_faces(300_000, 48), device, 4., 3)
+        if packed:
+            e = replace(endless, batch_size=512, precision="bf16")
+            yield from streaming(e, open_packed(packed), device, 8., 2)
+    if "sizes" in parts and cuda:
         yield from linear(Experiment(precision="bf16"), device, [5_000, 30_000, 300_000], 300_000)
-    if packed:
-        e = replace(endless, batch_size=512, precision="bf16")
-        yield from streaming(e, open_packed(packed), device, 8., 2)
 
 
 def line(row: Row) -> str:
@@ -377,6 +385,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--runs", default="24", help="numbers of runs at once, joined by commas")
     parser.add_argument("--stretches", type=int, default=3, help="timed stretches of steps for each figure")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, joined by commas (default: all)")
     parser.add_argument("--packed", type=Path, help="a packed data set to train resident and streamed")
     parser.add_argument("--out", type=Path, help="write the figures as JSON there")
     args = parser.parse_args(argv)
@@ -391,10 +400,14 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError:
         print(f"benchmark_speed: --runs takes whole numbers joined by commas, not '{args.runs}'", file=sys.stderr)
         return 2
+    parts = args.parts.split(",")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        print(f"benchmark_speed: unknown part '{unknown[0]}' (choose from {', '.join(PARTS)})", file=sys.stderr)
+        return 2
     torch.backends.cudnn.benchmark = True
     facts, rows, section = environment(device), [], ""
     print(", ".join(f"{k} {v}" for k, v in facts.items()))
-    for row in measure(device, many, args.stretches, args.packed):
+    for row in measure(device, many, args.stretches, args.packed, parts):
         if row.section != section:
             section = row.section
             print(section)
@@ -402,7 +415,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.append({**asdict(row), "verdict": row.verdict})
         if args.out:
             write_json(args.out, {"environment": facts, "stretches": args.stretches, "rows": rows})
-    if device.type == "cuda":
+    if device.type == "cuda" and "profile" in parts:
         profile = profiles(Experiment(epochs=100_000), random_faces(64 * 448, 48), device)
         for name, found in profile.items():
             print(f"  {name}: {found['step_us']:,.0f} us a step, GPU busy {found['busy_us']:,.0f} us in "

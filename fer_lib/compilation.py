@@ -12,14 +12,18 @@ from collections.abc import Callable
 import torch
 
 from fer_lib.experiment import Experiment, ParameterError
+from fer_lib.methods import draws_in_forward
 
 GAIN_SECONDS = 600.             # auto: a run that takes this long without
 IMAGES_PER_SECOND = 38_000.     # of one run of recorded steps, ResNet-18 at 48 px: NVIDIA H100, bf16
 
 
 def compiles(e: Experiment, steps: int, image: tuple[int, int, int], device: torch.device) -> bool:
-    """Whether the run's step is compiled: never on a CPU or with deterministic kernels."""
-    if device.type != "cuda" or e.deterministic or e.compile_step == "off":
+    """Whether the run's step is compiled: never on a CPU, with deterministic kernels, or where the method draws within
+    the forward pass (torch.compile knows the global random stream only; around a call that it leaves out, convolutions'
+    gradients get another memory layout than the compiled code expects: torch 2.11).
+    """
+    if device.type != "cuda" or e.deterministic or e.compile_step == "off" or draws_in_forward(e.method):
         return False
     seconds = steps * e.batch_size * image[1] * image[2] / 48 ** 2 / IMAGES_PER_SECOND
     return e.compile_step == "on" or seconds > GAIN_SECONDS
@@ -30,6 +34,9 @@ def check_compile(e: Experiment) -> None:
     if e.compile_step == "on" and e.deterministic:
         raise ParameterError("compile_step 'on' and deterministic exclude each other: compiled kernels "
                              "promise no order of additions; use compile_step off")
+    if e.compile_step == "on" and draws_in_forward(e.method):
+        raise ParameterError(f"compile_step 'on' can't be had with method '{e.method}', which draws random numbers of "
+                             "its own in the forward pass; use compile_step auto or off")
 
 
 @functools.cache

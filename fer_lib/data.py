@@ -81,7 +81,11 @@ def open_packed(path: str | Path) -> PackedDataset:
     """
     path = Path(path)
     shown = path.name if path.is_absolute() else path
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+    except OSError:                                     # a name that is too long
+        there = False
+    if not there:
         source = {"synthetic": "synthetic", "synthetic-quick": "synthetic --preset quick"}.get(
             path.name, f"{path.name.split('-')[0]} --source PATH")
         raise DataError(f"no packed data at '{shown}': make it with 'python -m data_prep {source} --out "
@@ -200,20 +204,46 @@ def _placed(split: Split, device: torch.device, where: str) -> Tensor:
     return images.to(device) if where == "device" or where == "auto" and fits else images
 
 
+def used_rows(e: Experiment, labels: Tensor) -> Tensor:
+    """Row numbers of the training images that a run uses, in order, on the CPU. labels (N,), there too.
+
+    Of each class `train_share` of its images, rounded, one at least. They depend on the seed and nothing else: arms of
+    a seed share them, and a smaller share's are among a larger one's.
+    """
+    if e.train_share == 1:
+        return torch.arange(len(labels))
+    generator = torch.Generator().manual_seed(stream(e.seed, "subset"))
+    kept = []
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        kept.append(rows[:max(1, round(e.train_share * len(rows)))])
+    return torch.cat(kept).sort().values
+
+
+def used_counts(e: Experiment, data: PackedDataset) -> dict[str, int]:
+    """Images that a run uses, by split."""
+    counts = {name: len(split) for name, split in data.splits.items()}
+    labels = torch.from_numpy(data.splits["train"].samples["label"].to_numpy().copy())
+    return counts | {"train": len(used_rows(e, labels))}
+
+
 def epoch_order(e: Experiment, labels: Tensor, epoch: int) -> Tensor:
-    """Row numbers (steps, batch) of one epoch, on the CPU: a permutation, or draws with classes equally likely.
+    """Row numbers (steps, batch) of one epoch, on the CPU: a permutation of the rows that the run uses, or draws from
+    them with classes equally likely. labels (N,) of the whole split.
 
     The last partial batch is dropped.
     """
     generator = torch.Generator().manual_seed(stream(e.seed, "order", epoch))
-    n = len(labels)
+    rows = used_rows(e, labels)
+    n = len(rows)
     if e.balance == "sampler":
-        counts = torch.bincount(labels)
-        order = torch.multinomial(1 / counts[labels].double(), n, replacement=True, generator=generator)
+        counts = torch.bincount(labels[rows])
+        order = torch.multinomial(1 / counts[labels[rows]].double(), n, replacement=True, generator=generator)
     else:
         order = torch.randperm(n, generator=generator)
     steps = n // e.batch_size
-    return order[:steps * e.batch_size].reshape(steps, e.batch_size)
+    return rows[order[:steps * e.batch_size]].reshape(steps, e.batch_size)
 
 
 def sampled_labels(e: Experiment, soft: Tensor, order: Tensor, epoch: int) -> Tensor:

@@ -15,6 +15,7 @@ One run can be spread over processes (fer_lib.world): each takes part in every s
 """
 
 import contextlib
+import functools
 import math
 import os
 import resource
@@ -30,11 +31,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LRScheduler,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
 from fer_lib.capture import Lane
 from fer_lib.compilation import check_compile, compiled, compiles, is_compiler_error
-from fer_lib.data import Augmentation, DeviceSplit, PackedDataset, at, epoch_order, sampled_labels, stream
+from fer_lib.data import (
+    Augmentation,
+    DeviceSplit,
+    PackedDataset,
+    at,
+    epoch_order,
+    sampled_labels,
+    stream,
+    used_counts,
+    used_rows,
+)
 from fer_lib.experiment import Experiment, ParameterError
 from fer_lib.methods import Method, build_method
 from fer_lib.metrics import Scores, confusion_matrix, scores
@@ -142,21 +160,27 @@ def check(e: Experiment, data: PackedDataset, world: World = ALONE) -> None:
     if e.batch_size % world.size:
         raise ParameterError(f"batch_size {e.batch_size} can't be divided among {world.size} processes: choose a "
                              f"multiple of {world.size}")
-    n = len(data.splits["train"])
+    n = used_counts(e, data)["train"]
     if e.batch_size > n:
+        of = f" (train_share {e.train_share:g})" if e.train_share < 1 else ""
         raise ParameterError(f"batch_size {e.batch_size} is larger than the {n} training images of "
-                             f"'{data.path.name}': choose at most {n}")
+                             f"'{data.path.name}'{of}: choose at most {n}")
     if e.labels != "hard" and "soft" not in data.splits["train"].samples:
         raise ParameterError(f"labels '{e.labels}' needs soft labels and '{data.path.name}' has none: use hard")
     if e.precision == "tf32" and choose_device(e.device).type != "cuda":
         raise ParameterError("precision 'tf32' needs a CUDA device: use fp32 or auto")
     check_compile(e)
+    _check_network(replace(e, seed=0, study="scratch", name="", data="synthetic"), len(data.classes), tuple(data.image))
+
+
+@functools.lru_cache(maxsize=1024)                      # half a second, the same for all seeds of an arm
+def _check_network(e: Experiment, classes: int, image: tuple[int, int, int]) -> None:
     try:
         with torch.device("meta"):
-            model = _model(e, data)
+            model = _model(e, classes, image)
             if e.batch_size == 1:
-                _check_norms(model, _image(e, data))
-            build_method(e.method, vars(e)).modify(model, _image(e, data))
+                _check_norms(model, _image(e, image))
+            build_method(e.method, vars(e)).modify(model, _image(e, image))
     except ValueError as error:
         raise ParameterError(str(error)) from None
 
@@ -171,13 +195,13 @@ def _check_norms(model: nn.Module, image: tuple[int, int, int]) -> None:
                              "needs more than one value, and the last maps are 1 x 1; choose at least 2") from None
 
 
-def _image(e: Experiment, data: PackedDataset) -> tuple[int, int, int]:
-    channels, height, width = data.image
+def _image(e: Experiment, image: tuple[int, int, int]) -> tuple[int, int, int]:
+    channels, height, width = image
     return (channels, e.image_size or height, e.image_size or width)
 
 
-def _model(e: Experiment, data: PackedDataset) -> nn.Module:
-    return build_model(e.backbone, len(data.classes), data.image[0], e.stem, e.width, e.share_activations)
+def _model(e: Experiment, classes: int, image: tuple[int, int, int]) -> nn.Module:
+    return build_model(e.backbone, classes, image[0], e.stem, e.width, e.share_activations)
 
 
 class Learner:
@@ -199,9 +223,9 @@ class Learner:
         self.held_out = dict(zip([s for s in data.splits if s != "train"], rest))
         with torch.random.fork_rng(devices=[]):         # initial weights: the same for every arm and device
             torch.manual_seed(stream(e.seed, "weights"))
-            model = _model(e, data)
+            model = _model(e, len(data.classes), data.image)
         self.method: Method = build_method(e.method, vars(e))
-        changed = self.method.modify(model, _image(e, data))
+        changed = self.method.modify(model, _image(e, data.image))
         if changed == 0 and e.method != "baseline":
             raise ParameterError(f"method '{e.method}' changed no site of the network")
         self.model = model.to(device, self.precision.dtype)
@@ -212,14 +236,15 @@ class Learner:
         self.scheduler = build_scheduler(e, self.optimizer)
         self.method.attach(self.optimizer, torch.Generator(device).manual_seed(stream(e.seed, "method")), e.seed)
         self.method.spread(world)
-        self.steps_per_epoch = len(self.train_split) // e.batch_size
+        used = used_rows(e, self.train_split.labels.cpu())
+        self.steps_per_epoch = len(used) // e.batch_size
         self.total_steps = self.steps_per_epoch * e.epochs
-        fast = capture and world.size == 1 and compiles(e, self.total_steps, _image(e, data), device)
+        fast = capture and world.size == 1 and compiles(e, self.total_steps, _image(e, data.image), device)
         self.loss = compiled(Learner._loss) if fast else Learner._loss
         self.step = 0                                   # steps taken
         self.epoch_losses: list[float] = []
-        self.weight = _class_weights(self.train_split.labels, len(data.classes), self.precision.dtype) \
-            if e.balance == "loss" else None
+        self.weight = _class_weights(self.train_split.labels[used.to(device)], len(data.classes),
+                                     self.precision.dtype) if e.balance == "loss" else None
         self.forced: dict[str, float] = {}              # flips by hand: site -> sign
         self.lane = Lane(device, f"the run is spread over {world.size} processes" if world.size > 1 else
                          "" if capture else "capture is switched off")
@@ -236,7 +261,8 @@ class Learner:
         self.device_lr = [torch.zeros((), device=device) for _ in self.optimizer.param_groups] \
             if device.type == "cuda" and self.precision.dtype == torch.float32 else []
         self._drawn_epoch = 0
-        self._trained: dict[str, tuple[Tensor, Tensor]] | None = None       # an evaluation that was begun
+        self._trained: dict[str, tuple[Tensor, Tensor]] | None = None       # evaluations that were begun; clean: empty
+        self._clean: dict[str, tuple[Tensor, Tensor]] | None = None         # where the network is the same
         self._pace = BLOCK_SECONDS                      # seconds a step takes, where a block's length is agreed
         self.whole = True                               # between two blocks: `state()` is that of the last one's end
 
@@ -401,6 +427,13 @@ class Learner:
                     self._trained = {name: self._counted(name) for name in self.held_out}
                 self.model.train()
 
+    def begin_clean(self) -> None:
+        """After `begin_evaluation`, once it was called for all runs: the same for the sign + at every site."""
+        if self._trained is not None:
+            with self.lane.entered(), torch.no_grad():
+                self.precision.apply()
+                self._clean = self._counted_clean(list(self.held_out))
+
     def finish(self, run: int, memory: int) -> Block:
         """The block of the steps since `begin`, with the evaluation where they end an epoch. memory: the peak so far.
         """
@@ -484,19 +517,28 @@ class Learner:
     def evaluate(self, splits: Sequence[str] = ("val", "test")) -> list[Evaluation]:
         """Scores of the splits as trained and clean; where both are the same network it is evaluated once."""
         names = [name for name in self.held_out if name in splits]
-        counts, self._trained = self._trained, None
-        self.model.eval()
+        counts, clean_counts, self._trained, self._clean = self._trained, self._clean, None, None
         if counts is None:
+            self.model.eval()
             with self.method.as_trained() as self._special:
                 counts = {name: self._counted(name) for name in names}
-        with self.method.clean() as differs, self._unforced() as forced:
-            trained = {name: self._scores(name, counts[name]) for name in names}
-            clean = trained
-            if differs or self._special or forced:
-                clean = {name: self._scores(name, self._counted(name)) for name in names}
-        self.model.train()
+            self.model.train()
+        if clean_counts is None:
+            clean_counts = self._counted_clean(names)
+        trained = {name: self._scores(name, counts[name]) for name in names}
+        clean = {name: self._scores(name, c) for name, c in clean_counts.items()} or trained
         return [Evaluation(name, mode, s) for mode, found in (("trained", trained), ("clean", clean))
                 for name, s in found.items()]
+
+    def _counted_clean(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """`_counted` with the sign + at every site; empty where that is the network as trained."""
+        with self.method.clean() as differs, self._unforced() as forced:
+            if not (differs or self._special or forced):
+                return {}
+            self.model.eval()
+            counts = {name: self._counted(name) for name in names}
+            self.model.train()
+        return counts
 
     @contextlib.contextmanager
     def _unforced(self) -> Iterator[bool]:
@@ -563,7 +605,7 @@ class Learner:
         best = state["best"]
         self.best = (best["macro_f1"], best["epoch"], {k: v.to(self.device) for k, v in best["weights"].items()})
         self.lane.graphs.clear()                        # they read what was replaced
-        self._trained = None
+        self._trained = self._clean = None
         self._drawn_epoch = 0
 
 
@@ -588,6 +630,8 @@ def blocks_together(learners: Sequence[tuple[int, Learner]], stopping: Callable[
             break
     for _, learner in () if told else learners:         # all start before the first is waited for
         learner.begin_evaluation()
+    for _, learner in () if told else learners:
+        learner.begin_clean()
     memory = peak_memory(learners[0][1].device) if learners else 0
     return [learner.finish(run, memory) for run, learner in told or learners]
 
@@ -717,9 +761,13 @@ def build_optimizer(e: Experiment, model: nn.Module) -> Optimizer:
 
 
 def build_scheduler(e: Experiment, optimizer: Optimizer) -> LRScheduler:
-    """torch's scheduler, stepped at each epoch's end. Cosine ends at 0 after the last epoch."""
+    """torch's scheduler, stepped at each epoch's end. Cosine ends at 0 after the last epoch; with restarts it falls so
+    over each `schedule_epochs` and begins anew (SGDR, Loshchilov & Hutter 2017, with T_mult 1, by epochs).
+    """
     if e.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=e.epochs)
+    if e.schedule == "restarts":
+        return CosineAnnealingWarmRestarts(optimizer, e.schedule_epochs)
     if e.schedule == "step":
         return StepLR(optimizer, e.schedule_epochs, e.schedule_factor)
     if e.schedule == "plateau":

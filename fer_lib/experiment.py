@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -77,6 +78,8 @@ class Experiment:
                            ("hard", "soft", "sampled"), part="data")
     balance: str = _setting("none", "none, loss (weights 1/frequency) or sampler (classes equally often)",
                             ("none", "loss", "sampler"), part="data")
+    train_share: float = _setting(1., "share of the training split that is used, drawn by seed, class by class",
+                                  low=1e-6, high=1., part="data")
 
     epochs: int = _setting(30, "passes over the training split", low=1, high=100_000, part="training")
     batch_size: int = _setting(64, "images a step; the last partial batch is dropped", low=1, high=65_536,
@@ -91,10 +94,10 @@ class Experiment:
     beta2: float = _setting(.999, "Adam's second decay rate", low=0., high=.9999999, part="training")
     eps: float = _setting(1e-8, "Adam's epsilon", low=0., high=1., part="training")
     momentum: float = _setting(.9, "SGD's momentum", low=0., high=.9999999, part="training")
-    schedule: str = _setting("constant", "learning rate: constant, cosine, step or plateau",
-                             ("constant", "cosine", "step", "plateau"), part="training")
-    schedule_epochs: int = _setting(10, "step: epochs between cuts; plateau: epochs without a better validation loss",
-                                    low=1, high=100_000, part="training")
+    schedule: str = _setting("constant", "learning rate: constant, cosine, step, plateau or restarts (cosine, again)",
+                             ("constant", "cosine", "step", "plateau", "restarts"), part="training")
+    schedule_epochs: int = _setting(10, "step: epochs between cuts; plateau: epochs without a better validation loss; "
+                                    "restarts: epochs of each cosine", low=1, high=100_000, part="training")
     schedule_factor: float = _setting(.1, "step, plateau: what a cut multiplies the learning rate by", low=0., high=1.,
                                       part="training")
     label_smoothing: float = _setting(0., "share of the target spread over all classes", low=0., high=1.,
@@ -132,6 +135,15 @@ class Experiment:
                                ("literal", "exact", "modelled"), part="dynamic")
     w_noise_scale: float = _setting(2e-10, "modelled gradient: N(0,1) * this / max(abs(w), 1e-8)", low=0.,
                                     part="dynamic")
+
+    noise_sd: float = _setting(.3, "gaussian_noise: standard deviation", low=0., high=1e3, part="controls")
+    noise_site: str = _setting("act1", "gaussian_noise: where, after the activation", part="controls")
+    shrink: float = _setting(.6, "shrink_perturb: what weights are multiplied by at each toggle", low=0., high=1.,
+                             part="controls")
+    perturb: float = _setting(.01, "shrink_perturb: share of a fresh initialisation that is added", low=0., high=1e3,
+                              part="controls")
+    shake_p: float = _setting(.5, "shakedrop: chance that the last block stays as it is; others fall linearly from 1",
+                              low=0., high=1., part="controls")
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -231,31 +243,42 @@ def settings_of(pairs: Iterable[str]) -> dict[str, object]:
     changes = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals:
+        if not equals or not key:
             raise ParameterError(f"--set takes name=value, not '{pair}'")
         try:
             changes[key] = as_number(key, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise ParameterError(f"--set {pair}: '{value}' is no value in YAML") from None
+        except (yaml.YAMLError, ValueError, RecursionError):            # a date or number that can't be, too, and depth
+            raise ParameterError(f"--set {key}: {shown(value)} is no value in YAML") from None
     return changes
+
+
+def shown(value: object) -> str:
+    """The value in a sentence: on one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:                                  # Python writes no whole number of more than 4300 digits
+        return f"a whole number of more than {sys.get_int_max_str_digits()} digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _checked(f: dataclasses.Field, value: object) -> object:
     """The value in the field's type, or ParameterError."""
     kind, rule = type(f.default), f.metadata
     if kind is float and type(value) is int:
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if kind is float and value in ("inf", "Infinity"):              # JSON, YAML and the command line can't say inf
         value = math.inf
     if type(value) is not kind:
         want = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}[kind]
-        raise ParameterError(f"{f.name} is {want}, not {value!r} ({rule['help']})")
+        raise ParameterError(f"{f.name} is {want}, not {shown(value)} ({rule['help']})")
     if rule["choices"] and value not in rule["choices"]:
         near = difflib.get_close_matches(value.lower(), rule["choices"], 1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ParameterError(f"unknown {f.name} '{value}' (choose one of {', '.join(rule['choices'])}{hint})")
+        raise ParameterError(f"unknown {f.name} {shown(value)} (choose one of {', '.join(rule['choices'])}{hint})")
     if kind in (int, float) and not rule["low"] <= value <= rule["high"]:
-        raise ParameterError(f"{f.name} = {value} is out of range {rule['low']:g} to {rule['high']:g} ({rule['help']})")
+        raise ParameterError(f"{f.name} = {shown(value)} is out of range {rule['low']:g} to {rule['high']:g} "
+                             f"({rule['help']})")
     return value
 
 
@@ -275,7 +298,7 @@ def _used_fields(e: Experiment) -> set[str]:
     """The fields that can change a number of this run."""
     optional = {"beta1": e.optimizer != "sgd", "beta2": e.optimizer != "sgd", "eps": e.optimizer != "sgd",
                 "momentum": e.optimizer == "sgd",
-                "schedule_epochs": e.schedule in ("step", "plateau"),
+                "schedule_epochs": e.schedule in ("step", "plateau", "restarts"),
                 "schedule_factor": e.schedule in ("step", "plateau")}
     of_method = methods.fields(e.method)
     if e.w_gradient != "modelled":

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from IPython.display import Image as Picture
 from IPython.display import Pretty
 from matplotlib.figure import Figure
 from PIL import Image
 
-# Okabe & Ito's palette: told apart with any kind of colour vision
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9",
-                                                       "#F0E442", "#666666")
-CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
+from fer_lib.palette import BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, YELLOW
+
 DRAWN = "drawn faces, not photographs"
 LINTHRESH = 1e-4        # w lives near 1e-4: the symlog axis is linear within ± this
 
@@ -23,6 +22,13 @@ def png(figure: Figure, dpi: int = 90, colors: int = 96) -> bytes:
     figure.savefig(raw, format="png", dpi=dpi, facecolor="white")
     Image.open(raw).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
+
+
+def picture(figure: Figure, alt: str, dpi: int = 90, colors: int = 96) -> Picture:
+    """The figure as a notebook shows it, with words for readers who don't see it. Raises ValueError without words."""
+    if not alt.strip():
+        raise ValueError("a picture needs words for readers who don't see it: give alt")
+    return Picture(png(figure, dpi, colors), alt=" ".join(alt.split()))
 
 
 def training(history: pd.DataFrame, epochs: pd.DataFrame, flips: pd.DataFrame, title: str, drawn: bool,

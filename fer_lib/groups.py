@@ -18,6 +18,7 @@ from fer_lib.runs import Diverged, Run, record
 
 GAIN = 1.03             # twice the runs must give this factor in images a second, or half of them is enough
 MEMORY = .85            # share of the GPU's memory that runs may fill by estimate
+FIRST = 8               # tried after 1: making a run and recording its step takes a second
 MOST = 32               # runs together: each checkpoint stops them all
 TRIED_SECONDS = .5      # of steps that are timed, for each number of runs
 OUT_OF_MEMORY = "the GPU's memory is too small for it, even alone; use a smaller batch_size"
@@ -40,7 +41,7 @@ def kind(e: Experiment, data_hash: str) -> Hashable:
 
 
 def measure_fit(e: Experiment, data: PackedDataset, device: torch.device, most: int) -> Fit:
-    """Time 1, 2, 4, ... runs like this one, until memory or the gain ends, `most` at most. Nothing is recorded.
+    """Time 1, 8, 16, ... runs like this one, until memory or the gain ends, `most` at most. Nothing is recorded.
 
     Raises torch.OutOfMemoryError where not even one fits.
     """
@@ -63,9 +64,10 @@ def measure_fit(e: Experiment, data: PackedDataset, device: torch.device, most: 
         taken = (torch.cuda.max_memory_reserved(device) - shared) // size
         gains = size == 1 or size / seconds >= GAIN * best.size / best.step_seconds
         best = Fit(size, seconds, taken) if gains else best
-        if not gains or 2 * size > min(most, MOST) or 2 * size * taken + shared > MEMORY * total:
+        room = min(most, MOST, int((MEMORY * total - shared) / taken))
+        if not gains or 2 * size > room:
             break
-        size *= 2
+        size = min(FIRST, room) if size == 1 else 2 * size
     learners.clear()
     images.clear()
     free_memory()

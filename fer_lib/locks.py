@@ -177,9 +177,11 @@ class RunLock:
             except OSError:
                 pass                                    # the disk is away for a moment: what is written next says so
 
-    def verify(self) -> None:
-        """Raise RecordError where the run isn't ours any more. Cheap: looks at the disk only after a long silence."""
-        if _now() - self.seen > 2 * BEAT:
+    def verify(self, now: bool = False) -> None:
+        """Raise RecordError where the run isn't ours any more. Cheap: looks at the disk only after a long silence, or
+        where it is to know `now`.
+        """
+        if now or _now() - self.seen > 2 * BEAT:
             self.beat()
         if self.lost:
             raise RecordError(f"'{self.run.name}' {self.lost}: this process writes nothing more; start the same "

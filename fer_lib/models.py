@@ -210,6 +210,20 @@ def _select(everything: dict[str, Site], term: str) -> list[str]:
     return found
 
 
+def norm_before(model: nn.Module, site: str) -> nn.Module | None:
+    """The batch norm whose output, and nothing else, the site sees; None after an addition and before the classifier.
+    """
+    path, _, kind = site.rpartition(".")
+    if not path:
+        return model.bn1 if site == "stem" else None
+    block = model.get_submodule(path)
+    last = block.bn3 if isinstance(block, SiteBottleneck) else block.bn2
+    norms = {"act1": block.bn1, "pre_add": last, "shortcut": block.downsample and block.downsample[1]}
+    if isinstance(block, SiteBottleneck):
+        norms["act2"] = block.bn2
+    return norms.get(kind)
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load a state_dict strictly, with the flips that were forced by hand. Raises RuntimeError where it doesn't fit."""
     device = next(model.parameters()).device

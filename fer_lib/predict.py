@@ -78,11 +78,11 @@ def probabilities(run: Path, picture: Path) -> dict[str, float]:
     return dict(sorted(zip(head["classes"], p.tolist()), key=lambda item: -item[1]))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fer_lib.predict", description=__doc__)
     parser.add_argument("run", type=Path, help="directory of a finished run, below runs/")
     parser.add_argument("image", type=Path, help="a picture of one face")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         found = probabilities(args.run, args.image)
     except (RecordError, ValueError) as error:

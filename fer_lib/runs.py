@@ -36,7 +36,7 @@ import torch
 
 from fer_lib import engine
 from fer_lib.checkpoint import read_state, write_state, write_weights
-from fer_lib.data import PackedDataset, open_packed
+from fer_lib.data import PackedDataset, open_packed, used_counts
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
 from fer_lib.files import RECORD_FORMAT, RecordError, write_atomically, write_json, write_table, writing
@@ -116,6 +116,12 @@ class Run:
             self.clear_halves()
         for leftover in ("log", REQUESTS, LOCK):
             shutil.rmtree(self.path / leftover, ignore_errors=True)
+
+    @property
+    def steps(self) -> int:
+        """From its beginning to its end."""
+        e = self.experiment
+        return used_counts(e, self.data)["train"] // e.batch_size * e.epochs
 
     @property
     def history(self) -> pd.DataFrame:
@@ -311,7 +317,7 @@ class Recorder:
             "id": self.run.id, "semantics": SEMANTICS, "data": self.run.data.manifest["name"],
             "data_hash": self.run.data.hash, "drawn": self.run.data.drawn, "classes": self.run.data.classes,
             "image": self.run.data.image, "normalization": self.run.data.manifest["normalization"],
-            "splits": {name: len(split) for name, split in self.run.data.splits.items()},
+            "splits": used_counts(e, self.run.data),
             "experiment": json.loads(e.to_json())})
         write_json(self.path / "environment.json", environment(e, device, world))
         self._write_result({"status": "running"})
@@ -349,6 +355,7 @@ class Recorder:
     def checkpoint(self) -> None:
         """Everything needed to go on, written so that a crash at any moment leaves a consistent state."""
         started = time.monotonic()
+        self.lock.verify(now=True)
         self.log.sync()
         write_state(self.path / "checkpoint.safetensors", {"learner": self.block.state(), "seconds": self.seconds,
                                                            "images": self.images, "events": self.events})
@@ -368,8 +375,7 @@ class Recorder:
                 and self.block.last_step > self.saved_step:
             self.checkpoint()
         step = self.saved_step if self.block is None else self.block.last_step
-        steps = len(self.run.data.splits["train"]) // self.e.batch_size * self.e.epochs
-        self._write_result({"status": status, "reason": reason, "step": step, "steps": steps})
+        self._write_result({"status": status, "reason": reason, "step": step, "steps": self.run.steps})
 
     def close(self) -> None:
         if self.log is not None:
@@ -378,6 +384,7 @@ class Recorder:
 
     def finish(self) -> None:
         """The final files, then result.json, then the leftovers go."""
+        self.lock.verify(now=True)
         epochs, flips = self.run.epochs, self.run.flips
         _write_history(self.path / "history.parquet", LogReader(self.path))
         write_table(self.path / "epochs.parquet", epochs)
@@ -387,9 +394,8 @@ class Recorder:
         write_weights(self.path / "model.safetensors", self.block.state()["best"]["weights"])
         pace = {"seconds": round(self.seconds, 3), "images_per_second": round(self.images / self.seconds, 1),
                 "peak_memory_bytes": self.memory, "runs_together": self.together}
-        counts = {name: len(split) for name, split in self.run.data.splits.items()}
-        self.lock.verify()
-        self._write_result({"status": "finished", "n": counts, **pace,
+        self.lock.verify(now=True)
+        self._write_result({"status": "finished", "n": used_counts(self.e, self.run.data), **pace,
                             **summary(self.e, epochs, flips, self.block.steps_per_epoch)})
         self.log.close()
         self.lock.release(forget=True)

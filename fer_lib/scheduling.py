@@ -219,5 +219,5 @@ def measured_groups(runs: Sequence[Run], cluster: Cluster, devices: int, togethe
         say(f"{kinds.count(k)} runs of one kind, {fits[k].size} at a time on a GPU"
             + (f" ({fits[k].bytes / 2 ** 20:,.0f} MiB and {1e3 * fits[k].step_seconds / fits[k].size:.2f} ms "
                "a step each)" if fits[k].bytes else ""))
-    steps = [run.experiment.epochs * (len(run.data.splits["train"]) // run.experiment.batch_size) for run in runs]
+    steps = [run.steps for run in runs]
     return plan_groups(list(zip(kinds, steps)), fits, devices)

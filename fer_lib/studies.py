@@ -24,7 +24,10 @@ from fer_lib.sharing import devices_of
 from fer_lib.statistics import compare_arms
 from fer_lib.workspace import Workspace, find_workspace
 
-KEYS = {"study", "title", "note", "settings", "arms", "seeds", "report", "measure"}
+KEYS = {"study", "title", "note", "settings", "arms", "seeds", "report", "measure", "sizes"}
+SIZES = ("quick", "standard", "paper")
+SIZE_KEYS = {"title", "note", "settings", "arms", "seeds"}
+ARM_KEYS = ("seeds", "first_seed")                      # of an arm, beside its settings
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,50 @@ class Study:
 
 
 def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, object] | None = None,
-               name: str | None = None) -> Study:
+               name: str | None = None, size: str = "standard") -> Study:
     """Read a study file; `changes` override its settings, `name` its folder below runs/.
 
     Raises ParameterError naming what is wrong in it.
 
     study: name · title · note · settings: {field: value} for all arms · arms: {name: {field: value}} ·
-    seeds: a count or a list · report: a notebook to run on the records · measure
+    seeds: a count or a list · report: a notebook to run on the records · measure ·
+    sizes: {quick, standard or paper: {title, note, settings, arms: names of those that it runs, seeds}}.
+    An arm may have `seeds`, the count of the study's that it takes, and `first_seed`, which is added to each.
+    A size's settings stand between the study's and the arm's. Records of "quick" go to NAME-quick, of "paper" to
+    NAME-paper.
     """
+    content = _sized(_content(path), size, path.name)
+    settings, arms = content.get("settings") or {}, content["arms"]
+    name = name or str(content["study"]) + ("" if size == "standard" else f"-{size}")
+    seeds = _seed_list(seeds if seeds is not None else content["seeds"], path.name)
+    taken = {arm: _arm_seeds(arm, own or {}, seeds, path.name) for arm, own in arms.items()}
+    experiments = []
+    for k in range(len(seeds)):                         # seeds first: an interrupted study is balanced over its arms
+        for arm, own in arms.items():
+            own = {key: value for key, value in (own or {}).items() if key not in ARM_KEYS}
+            values = {**settings, **own, **(changes or {})}
+            if fixed := {"study", "name", "seed"} & set(values):
+                raise ParameterError(f"'{min(fixed)}' is no setting of an arm: the study file's keys study, arms and "
+                                     "seeds give it")
+            values = {k: as_number(k, v) for k, v in values.items()}
+            if k >= len(taken[arm]):
+                continue
+            try:
+                experiments.append(Experiment.from_mapping(
+                    {**values, "study": name, "name": arm, "seed": taken[arm][k]}))
+            except ParameterError as error:
+                raise ParameterError(f"arm '{arm}' of '{path.name}': {error}") from None
+    texts = {k: str(content[k]).strip() for k in ("title", "note", "report", "measure") if k in content}
+    return Study(name, experiments, **texts)
+
+
+def _content(path: Path) -> dict:
+    """The file's mapping, its keys checked."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ParameterError(f"no study file at '{path}' ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:        # also impossible dates, and depth
         raise ParameterError(f"'{path.name}' is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not {"study", "arms", "seeds"} <= set(content):
         raise ParameterError(f"'{path.name}' must have the keys study, arms and seeds")
@@ -63,27 +97,45 @@ def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, ob
     if not mapped or not arms:
         raise ParameterError(f"'settings', 'arms' and each arm in '{path.name}' must map names to values, and at least "
                              "one arm is needed")
-    name = name or content["study"]
-    seeds = seeds if seeds is not None else content["seeds"]
-    seeds = list(range(seeds)) if type(seeds) is int else seeds
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds) \
-            or len(set(seeds)) < len(seeds):
-        raise ParameterError(f"'seeds' in '{path.name}' is a count or a list of different whole numbers, not {seeds!r}")
-    experiments = []
-    for seed in seeds:                                  # seeds first: an interrupted study is balanced over its arms
-        for arm, own in arms.items():
-            values = {**settings, **(own or {}), **(changes or {})}
-            if fixed := {"study", "name", "seed"} & set(values):
-                raise ParameterError(f"'{min(fixed)}' is no setting of an arm: the study file's keys study, arms and "
-                                     "seeds give it")
-            values = {k: as_number(k, v) for k, v in values.items()}
-            try:
-                experiments.append(Experiment.from_mapping(
-                    {**values, "study": name, "name": arm, "seed": seed}))
-            except ParameterError as error:
-                raise ParameterError(f"arm '{arm}' of '{path.name}': {error}") from None
-    texts = {k: str(content[k]).strip() for k in ("title", "note", "report", "measure") if k in content}
-    return Study(name, experiments, **texts)
+    return content
+
+
+def _sized(content: dict, size: str, file: str) -> dict:
+    """The study at that size. Without `sizes` in the file the file itself is the standard size, the only one."""
+    sizes = content.get("sizes") or {}
+    if not isinstance(sizes, dict) or not all(isinstance(own, dict | None) for own in sizes.values()) \
+            or not set(sizes) <= set(SIZES):
+        raise ParameterError(f"'sizes' in '{file}' maps {', '.join(SIZES)} to mappings")
+    if size not in (known := list(dict.fromkeys(("standard", *sizes)))):
+        raise ParameterError(f"'{file}' has no size '{size}' (choose {' or '.join(known)})")
+    own = sizes.get(size) or {}
+    if unknown := sorted(str(key) for key in set(own) - SIZE_KEYS):
+        raise ParameterError(f"unknown key '{unknown[0]}' in size '{size}' of '{file}' (known: "
+                             f"{', '.join(sorted(SIZE_KEYS))})")
+    settings, names = own.get("settings") or {}, own.get("arms", list(content["arms"]))
+    if not isinstance(settings, dict):
+        raise ParameterError(f"'settings' of size '{size}' in '{file}' must map names to values")
+    if not isinstance(names, list) or not names or not all(n in content["arms"] for n in names):
+        raise ParameterError(f"'arms' of size '{size}' in '{file}' is a list of the study's arms, not {names!r}")
+    return {**content, **own, "settings": {**(content.get("settings") or {}), **settings},
+            "arms": {name: content["arms"][name] for name in names}}
+
+
+def _seed_list(seeds: object, file: str) -> list[int]:
+    found = list(range(seeds)) if type(seeds) is int else seeds
+    if not isinstance(found, list) or not found or not all(type(s) is int for s in found) \
+            or len(set(found)) < len(found):
+        raise ParameterError(f"'seeds' in '{file}' is a count or a list of different whole numbers, not {found!r}")
+    return found
+
+
+def _arm_seeds(arm: str, own: dict, seeds: list[int], file: str) -> list[int]:
+    """Of the study's seeds the first `seeds`, each plus `first_seed`."""
+    count, first = own.get("seeds", len(seeds)), own.get("first_seed", 0)
+    if type(count) is not int or type(first) is not int or count < 1 or first < 0:
+        raise ParameterError(f"'seeds' and 'first_seed' of arm '{arm}' in '{file}' are whole numbers, at least 1 and "
+                             "0")
+    return [first + seed for seed in seeds[:count]]
 
 
 def run_study(study: Study, workspace: Workspace, workers: int, say: Callable[[str], None], together: int = 0,
@@ -202,6 +254,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="runs that share a GPU (default: as many as still gain, measured)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N, in place of the study's")
     parser.add_argument("--name", help="folder of the records below runs/, in place of the study's name")
+    parser.add_argument("--size", choices=SIZES, default="standard", help="which of the study's sizes (default: "
+                        "standard); records of the others go to runs/NAME-quick and runs/NAME-paper")
     parser.add_argument("--seeds", help="in place of the study's, such as 0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all arms")
     args = parser.parse_args(argv)
@@ -209,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     workspace = find_workspace()
     try:
         changes = settings_of(args.set) | ({"device": args.device} if args.device else {})
-        study = read_study(args.study, _seeds(args.seeds), changes, args.name)
+        study = read_study(args.study, _seeds(args.seeds), changes, args.name, args.size)
         if args.workers < 1:
             raise ParameterError(f"--workers is at least 1, not {args.workers}")
         if args.together < 0:

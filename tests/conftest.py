@@ -28,6 +28,16 @@ hypothesis.settings.register_profile("suite", derandomize=True)
 if "FER_FUZZ_CASES" not in os.environ:
     hypothesis.settings.load_profile("suite")
 
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Cuts fuzz tests into parts for long runs (see `fuzzing`)."""
+    mark = metafunc.definition.get_closest_marker("fuzz")
+    if mark and mark.kwargs["parts"] > 1:
+        metafunc.fixturenames.append("part")
+        metafunc.parametrize("part", range(mark.kwargs["parts"]))
+
+
 CPU = torch.device("cpu")
 CLASSES = ["neutral", "happy", "sad", "surprise", "fear", "disgust", "anger"]
 SIZES = {"train": 64, "val": 16, "test": 16}

@@ -39,6 +39,9 @@ CASES = {
     "class weights": dict(balance="loss"),
     "class weights, smoothing": dict(balance="loss", label_smoothing=0.1),
     "soft labels": dict(labels="soft", balance="loss"),
+    "noise and shake": dict(method="gaussian_noise+shakedrop"),
+    "bn reset, share": dict(method="bn_reset", train_share=.6, balance="loss", epochs=4, **STEP),
+    "shrink and perturb": dict(method="shrink_perturb", schedule="restarts", schedule_epochs=1, **STEP),
     "sampled labels": dict(labels="sampled", balance="loss"),
 }
 CASES = {name: {"precision": "fp64", **settings} for name, settings in CASES.items()}

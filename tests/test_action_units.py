@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fuzzing import cases
-from hypothesis import given, settings
+from fuzzing import damages, fuzz, packed_or_refused
 from hypothesis import strategies as st
-from mutated_files import damages, packed_or_refused
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources, write_csv
 
 from data_prep import bp4d, disfa, emotionet
@@ -314,8 +312,7 @@ FILES = {
 }
 
 
-@settings(max_examples=cases(16), deadline=None)
-@given(damage=damages, name=st.sampled_from(list(FILES)))
+@fuzz(16, damage=damages, name=st.sampled_from(list(FILES)))
 def test_damaged_labels_are_packed_right_or_refused(trees, damage, name):
     file, options = FILES[name]
     path, out = trees / name / file, trees / "out"

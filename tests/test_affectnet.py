@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mutations import check_plan, fuzz, kept_lines, lines_of, planned
+from fuzzing import check_plan, damages, fuzz, kept_lines, lines_of, planned
 from PIL import Image
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources
 
@@ -268,7 +268,19 @@ def small(tmp_path_factory):
     return root, {path: (root / path).read_bytes() for path in (TRAIN, VALIDATION)}
 
 
-@fuzz(100)
+def test_the_report_says_what_the_official_validation_set_became(tmp_path, capsys):
+    root = write_tree(tmp_path / "raw")
+    pack("affectnet", root, tmp_path / "a")
+    said = capsys.readouterr().out
+    assert "the official validation set is test here" in said and "val is empty" in said
+    heading = next(line.split() for line in said.splitlines() if line.startswith("class "))
+    assert heading == ["class", "train", "val", "test", "(published)"]  # of train a share was cut off
+    pack("affectnet", root, tmp_path / "b", "--validation-as", "val")
+    said = capsys.readouterr().out
+    assert "the official validation set is test" not in said and "val is empty" not in said
+
+
+@fuzz(100, damage=damages)
 def test_broken_lists(small, damage):
     root, original = small
     broken = damage(original[TRAIN])
@@ -286,7 +298,7 @@ def test_broken_lists(small, damage):
             assert name == name_of(cells[-3].removesuffix(".0")) and cells[0].startswith("0/")
 
 
-@fuzz(40)
+@fuzz(40, damage=damages)
 def test_broken_lists_without_header(small, damage):
     root, original = small
     broken = damage(original[VALIDATION])

@@ -6,10 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from fuzzing import cases
-from hypothesis import given, settings
+from fuzzing import ODD, check_plan, damages, fuzz, kept_lines, planned
 from hypothesis import strategies as st
-from mutations import ODD, broken, check_plan, fuzz, kept_lines, planned
 from source_trees import dropped, labels, pack, photo, refused, samples, save, sources
 
 from data_prep import affectnet8
@@ -215,8 +213,7 @@ def test_files_that_hold_no_single_value(flaw):
     assert parse_value(content).reason == reason
 
 
-@settings(max_examples=cases(400), deadline=None)
-@given(value=st.sampled_from(VALUES), damage=broken())
+@fuzz(400, value=st.sampled_from(VALUES), damage=damages)
 def test_damaged_npy_is_numpys_value_or_a_reason(value, damage):
     content = damage(npy(value))
     found = parse_value(content)
@@ -242,7 +239,7 @@ def small(tmp_path_factory):
 _values = st.sampled_from([*range(-3, 12), 0.5, -2.0, *ODD]) | st.text(max_size=6) | st.floats(width=32)
 
 
-@fuzz(60, one=st.integers(0, 7), kind=st.sampled_from(["exp", "val", "aro"]), value=st.none() | _values)
+@fuzz(60, damage=damages, one=st.integers(0, 7), kind=st.sampled_from(["exp", "val", "aro"]), value=st.none() | _values)
 def test_broken_annotations(small, damage, one, kind, value):
     path = small / "train_set" / "annotations" / f"{one}_{kind}.npy"
     original = path.read_bytes()

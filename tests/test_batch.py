@@ -419,11 +419,51 @@ def test_an_arm_wins_over_the_settings_and_the_command_over_both(tmp_path):
     assert (first.lr, first.epochs, second.lr, second.epochs) == (.001, 7, .5, 7)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "studies").glob("*.yml")), ids=lambda p: p.name)
+STUDIES = sorted(set((ROOT / "notebooks" / "studies").glob("*.yml")) - {ROOT / "notebooks" / "studies" / "claims.yml"})
+
+
+@pytest.mark.filterwarnings("ignore:w0 = .* is outside")
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.name)
 def test_the_studies_that_come_with_the_kit_can_be_read(path):
-    study = batch.read_study(path)
-    assert study.title and (ROOT / "notebooks" / study.report).is_file()
-    assert [e.label for e in study.experiments[:4]] == ["baseline", "dropout", "periodic", "dynamic"]
+    """Each at its three sizes; the quick one is on drawn faces. quick.yml is one size."""
+    sizes = ["standard"] if path.name == "quick.yml" else batch.SIZES
+    studies = {size: batch.read_study(path, size=size) for size in sizes}
+    study = studies["standard"]
+    assert study.title and study.name == path.stem
+    assert not study.report or (ROOT / "notebooks" / study.report).is_file()
+    if path.name in ("quick.yml", "table1.yml"):
+        assert [e.label for e in study.experiments[:4]] == ["baseline", "dropout", "periodic", "dynamic"]
+    for size, other in studies.items():
+        assert other.name == path.stem + ("" if size == "standard" else f"-{size}")
+        assert len({(e.label, e.seed) for e in other.experiments}) == len(other.experiments)
+    if len(studies) > 1:
+        assert {e.data for e in studies["quick"].experiments} == {"synthetic-quick"}
+        assert len(studies["quick"].experiments) <= 20
+
+
+SIZED = STUDY + """
+sizes:
+  quick: {settings: {epochs: 2, w0: .9}, arms: [dynamic], seeds: 1, title: Quick}
+  paper: {seeds: 3}
+"""
+
+
+def test_a_size_has_settings_arms_and_seeds_of_its_own(tmp_path):
+    """A size's settings stand between the study's and the arm's."""
+    quick, paper, standard = (read(tmp_path, SIZED, size=size) for size in ("quick", "paper", "standard"))
+    assert (quick.name, paper.name, standard.name) == ("tiny-quick", "tiny-paper", "tiny")
+    assert [(e.label, e.seed, e.epochs, e.w0, e.study) for e in quick.experiments] == [
+        ("dynamic", 0, 2, .02, "tiny-quick")]
+    assert len(paper.experiments) == 6 and len(standard.experiments) == 4
+    assert (quick.title, paper.title, standard.experiments[0].epochs) == ("Quick", "A tiny study", 40)
+    assert read(tmp_path, SIZED, size="quick", name="mine", seeds=[4]).experiments[0].seed == 4
+
+
+def test_an_arm_takes_the_first_of_the_seeds_or_others(tmp_path):
+    text = STUDY.replace("{method: baseline}", "{method: baseline, seeds: 2, first_seed: 100}")
+    assert [(e.label, e.seed) for e in read(tmp_path, text, seeds=[0, 3, 5]).experiments] == [
+        ("dynamic", 0), ("baseline", 100), ("dynamic", 3), ("baseline", 103), ("dynamic", 5)]
+    assert len(read(tmp_path, text, seeds=[0]).experiments) == 2
 
 
 # --- what is refused ---
@@ -458,6 +498,14 @@ REFUSED = {
     "unknown measure": (STUDY + "measure: f1\n", [], "unknown measure 'f1' (choose one of max_val_macro_f1"),
     "no such report": (STUDY + "report: none.ipynb\n", [], "no report notebook 'none.ipynb'"),
     "folder outside runs": (change("study: tiny", "study: ../tiny"), [], "study '../tiny' becomes a folder's name"),
+    "no such size": (SIZED.replace("paper: ", "standard: "), ["--size", "paper"], "no size 'paper' (choose standard"),
+    "size that is unknown": (SIZED.replace("paper", "huge"), [], "'sizes' in 'study.yml' maps quick, standard, paper"),
+    "size with an unknown key": (SIZED.replace("seeds: 1", "sedes: 1"), ["--size", "quick"], "unknown key 'sedes' in"),
+    "size with an unknown arm": (SIZED.replace("[dynamic]", "[none]"), ["--size", "quick"], "is a list of the study's"),
+    "size with bad settings": (SIZED.replace("{epochs: 2, w0: .9}", "7"), ["--size", "quick"], "must map names"),
+    "size with a bad seed": (SIZED.replace("seeds: 1", "seeds: no"), ["--size", "quick"], "is a count or a list"),
+    "arm without a seed": (STUDY.replace("w0:", "seeds: 0, w0:"), [], "'seeds' and 'first_seed' of arm 'dynamic'"),
+    "arm with a list of seeds": (STUDY.replace("w0:", "seeds: [1], w0:"), [], "are whole numbers, at least 1"),
     "set without a value": (STUDY, ["--set", "epochs"], "--set takes name=value, not 'epochs'"),
     "set an unknown name": (STUDY, ["--set", "epoch=3"], "did you mean 'epochs'?"),
     "set a wrong type": (STUDY, ["--set", "epochs=many"], "epochs is a whole number, not 'many'"),

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import cases
-from hypothesis import given, settings
+from fuzzing import damages, fuzz, packed_or_refused
 from hypothesis import strategies as st
-from mutated_files import damages, packed_or_refused
 from source_trees import dropped, images, labels, pack, photo, refused, samples, sources
 
 from data_prep import cifar10, plain_pickle
@@ -263,8 +261,7 @@ def raw(tmp_path_factory) -> Path:
     return write_batches(tmp_path_factory.mktemp("cifar10") / "raw", each=4)
 
 
-@settings(max_examples=cases(40), deadline=None)
-@given(damage=damages, name=st.sampled_from(["data_batch_1", "test_batch", "batches.meta"]), head=st.booleans())
+@fuzz(40, damage=damages, name=st.sampled_from(["data_batch_1", "test_batch", "batches.meta"]), head=st.booleans())
 def test_damaged_batches_are_packed_right_or_refused(raw, damage, name, head):
     path = raw / FOLDER / name
     content = path.read_bytes()
@@ -308,8 +305,7 @@ WORDS = [b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_re
 WORDS += [b"U\x01a", b"K\x01", b"q\x00", b"h\x00", *(bytes([one]) for one in b"}](teusabRN.\x85\x86\x93\x94")]
 
 
-@settings(max_examples=cases(600), deadline=None)
-@given(content=st.binary(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=30).map(b"".join))
+@fuzz(600, content=st.binary(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=30).map(b"".join))
 def test_any_bytes_are_a_value_or_one_sentence(content):
     try:
         read_plain(content)

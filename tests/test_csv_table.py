@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from mutations import check_plan, fuzz, lines_of, planned
+from fuzzing import check_plan, damages, fuzz, lines_of, planned
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources, write_csv
 
 from data_prep import csv_table
@@ -133,6 +135,35 @@ def test_options_that_do_not_fit(tmp_path, capsys, given, sentence):
     assert sentence in refused(capsys, "table", source, tmp_path / "out", *mapping(*given))
 
 
+def test_a_table_and_folders_that_disagree_are_reported_from_both_sides(tmp_path, capsys):
+    """A copy of AffectNet: folders by one label, labels.csv by another, which a network gave."""
+    names = ["anger", "Happy"]
+    for number in range(20):
+        save(tmp_path / "raw" / names[number % 2] / f"{number}.png", photo(number))
+    rows = [f"{n},{names[n % 2]}/{n}.png,{names[n % 2] if n % 7 else 'sad'},0.9" for n in range(20)]
+    source = write_csv(tmp_path / "raw" / "labels.csv", ",pth,label,relFCs", *rows)
+    assert "labels a network gave" in detect(source).evidence
+    manifest = pack("table", source, tmp_path / "a", "--image-column", "pth", "--label-column", "label")
+    assert manifest["notes"] == ["3 of 20 labels are not the expression that the image's folder is called by"]
+    manifest = pack("image_folder", tmp_path / "raw", tmp_path / "b")
+    assert manifest["notes"][0].startswith("labels.csv lies beside the folders and was not read")
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ({"bytes": b"\xff\xd8", "path": None}, "'image' holds the images themselves, as Hugging Face's files do"),
+        ([1, 2], "'image' holds list<"),
+        (b"\xff\xd8", "'image' holds binary in each cell"),
+    ],
+)
+def test_a_parquet_of_images_names_the_way_out(tmp_path, capsys, cell, sentence):
+    pq.write_table(pa.table({"image": [cell] * 2, "label": ["happy", "sad"]}), tmp_path / "train.parquet")
+    given = ["--image-column", "image", "--label-column", "label"]
+    said = refused(capsys, "table", tmp_path / "train.parquet", tmp_path / "out", *given)
+    assert sentence in said and len(said) < 600
+
+
 def test_detect_proposes_the_columns(tmp_path):
     source = write_csv(tmp_path / "my faces" / "list.csv", "path,Emotion,split", "1.png,happy,train")
     columns = ("--image-column", "path", "--label-column", "Emotion", "--split-column", "split")
@@ -164,7 +195,7 @@ def test_affectnet_plus_style_table(tmp_path, capsys):
     assert [row[2:] for row in dropped(out)] == [[9, "path refused: leads out of the source: ../7.png"]]
 
 
-@fuzz(60)
+@fuzz(60, damage=damages)
 def test_broken_soft_tables(tmp_path, damage):
     if not (tmp_path / "img").exists():
         faces(tmp_path, 6)

@@ -23,6 +23,7 @@ from fer_lib.data import (
     shifted,
     stream,
     turned,
+    used_rows,
 )
 
 
@@ -144,6 +145,42 @@ def test_the_balanced_sampler_draws_classes_equally_often():
     torch.testing.assert_close(share, torch.full((3,), 1 / 3), atol=0.02, rtol=0)
     plain = labels[epoch_order(make_experiment(), labels, 1).flatten()]
     assert torch.bincount(plain).tolist() == [9000, 900, 100]
+
+
+def uneven_labels() -> torch.Tensor:
+    """200, 60, 12 and 1 images of four classes, mixed."""
+    labels = torch.repeat_interleave(torch.tensor([0, 1, 2, 5]), torch.tensor([200, 60, 12, 1]))
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize("share", [.1, .25, .5])
+def test_a_share_of_the_training_split_is_drawn_class_by_class(share):
+    labels = uneven_labels()
+    rows = used_rows(make_experiment(train_share=share), labels)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    counts = torch.bincount(labels[rows])
+    assert counts.tolist() == [round(200 * share), round(60 * share), max(1, round(12 * share)), 0, 0, 1]
+    order = epoch_order(make_experiment(train_share=share), labels, 1)
+    assert len(order) == len(rows) // 8 and set(order.flatten().tolist()) <= set(rows.tolist())
+    assert len(order.unique()) == order.numel()
+
+
+def test_the_share_is_the_seeds_whatever_the_arm_and_smaller_ones_lie_in_larger_ones():
+    labels = uneven_labels()
+    rows = lambda **settings: set(used_rows(make_experiment(**settings), labels).tolist())
+    assert rows(train_share=.5, method="dropout", epochs=9) == rows(train_share=.5) != rows(train_share=.5, seed=1)
+    assert rows(train_share=.1) < rows(train_share=.25) < rows(train_share=.5) < rows() == set(range(len(labels)))
+    two = {tuple(epoch_order(make_experiment(train_share=.5), labels, k).flatten().tolist()) for k in (1, 2)}
+    assert len(two) == 2
+
+
+def test_the_balanced_sampler_draws_from_the_share_alone():
+    labels = uneven_labels()
+    e = make_experiment(train_share=.5, balance="sampler")
+    drawn = epoch_order(e, labels, 1).flatten()
+    assert set(drawn.tolist()) <= set(used_rows(e, labels).tolist())
+    shares = torch.bincount(labels[drawn])[[0, 1, 2, 5]] / len(drawn)
+    assert (shares - .25).abs().max() < .15
 
 
 def test_streams_differ_by_seed_and_purpose():

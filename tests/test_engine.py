@@ -15,13 +15,15 @@ from conftest import CPU, Trained, assert_same_bits, make_data, make_experiment,
 
 from fer_lib import engine
 from fer_lib.checkpoint import read_state, write_state
+from fer_lib.data import used_rows
 from fer_lib.engine import Learner, Stopped, build_optimizer, check, choose_device, fast_layout, train
 from fer_lib.experiment import ParameterError
 from fer_lib.models import build_model
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
 
-METHODS = ["baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "dropout+dynamic"]
+METHODS = ["baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "dropout+dynamic",
+           "gaussian_noise", "shrink_perturb", "bn_reset", "shakedrop"]
 # every kind of state that a checkpoint must hold
 KINDS = {
     "baseline": dict(),
@@ -40,6 +42,12 @@ KINDS = {
     "combined": dict(method="dropout+dynamic", w0=0.003, w_average_moments=True),
     "augmentation": dict(augment="flip+affine+crop+erasing", balance="sampler"),
     "sampled labels, fp64": dict(labels="sampled", precision="fp64"),
+    "gaussian noise, restarts": dict(method="gaussian_noise", schedule="restarts", schedule_epochs=2, epochs=3),
+    "shrink and perturb": dict(method="shrink_perturb", flip_interval=4, flip_interval_unit="step"),
+    "bn reset": dict(method="bn_reset", flip_interval=4, flip_interval_unit="step"),
+    "shakedrop": dict(method="shakedrop"),
+    "noise and restarts": dict(method="gaussian_noise+periodic+shakedrop+shrink_perturb", flip_interval=4,
+                               flip_interval_unit="step"),
 }
 
 
@@ -206,6 +214,26 @@ def test_evaluation_leaves_no_trace(method):
 def epoch_lrs(**settings) -> list[float]:
     data = make_data(sizes={"train": 8, "val": 8}, side=8)
     return train_one(make_experiment(width=0.02, **settings), data).lr.tolist()
+
+
+def test_warm_restarts_repeat_the_cosine():
+    cosine = [1e-3 * (1 + math.cos(math.pi * k / 3)) / 2 for k in range(3)]
+    assert epoch_lrs(epochs=7, schedule="restarts", schedule_epochs=3) == pytest.approx([*cosine, *cosine, 1e-3])
+
+
+def test_a_share_of_the_data_gives_shorter_epochs_and_class_weights_of_its_own():
+    data = make_data()
+    e = make_experiment(train_share=.4, balance="loss", epochs=1)
+    learner, whole = Learner(e, data, CPU), Learner(make_experiment(balance="loss"), data, CPU)
+    labels = learner.train_split.labels[used_rows(e, learner.train_split.labels)]
+    counts = torch.bincount(labels, minlength=7)
+    torch.testing.assert_close(learner.weight, len(labels) / (7. * counts))
+    assert not torch.equal(learner.weight, whole.weight)
+    assert (learner.steps_per_epoch, whole.steps_per_epoch) == (len(labels) // 8, 8)
+    run = train_one(e, data)
+    assert run.blocks[-1].last and len(run.loss) == len(labels) // 8
+    with pytest.raises(ParameterError, match=r"larger than the \d+ training images of 'fake' \(train_share 0.1\)"):
+        check(make_experiment(train_share=.1, batch_size=32), data)
 
 
 def test_constant_cosine_and_step_schedules():

@@ -16,10 +16,11 @@ PLACE = {"study": "other", "name": "arm", "data": "fer2013", "device": "cpu", "t
 USED = {
     "method": ("dropout", {}), "seed": (1, {}), "backbone": ("resnet34", {}), "stem": ("small", {}),
     "width": (0.5, {}), "share_activations": (True, {}), "image_size": (32, {}), "augment": ("flip", {}),
-    "labels": ("soft", {}), "balance": ("loss", {}), "epochs": (31, {}), "batch_size": (32, {}),
+    "labels": ("soft", {}), "balance": ("loss", {}), "train_share": (0.5, {}),
+    "epochs": (31, {}), "batch_size": (32, {}),
     "optimizer": ("sgd", {}), "lr": (2e-4, {}), "weight_decay": (0.0, {}), "decay": ("matrices", {}),
     "beta1": (0.8, {}), "beta2": (0.99, {}), "eps": (1e-6, {}), "momentum": (0.8, {"optimizer": "sgd"}),
-    "schedule": ("cosine", {}), "schedule_epochs": (3, {"schedule": "step"}),
+    "schedule": ("cosine", {}), "schedule_epochs": (3, {"schedule": "restarts"}),
     "schedule_factor": (0.5, {"schedule": "plateau"}), "label_smoothing": (0.1, {}), "precision": ("fp64", {}),
     "dropout_p": (0.4, {"method": "dropout"}), "dropout_site": ("head", {"method": "dropout"}),
     "dropout_unit": ("channel", {"method": "dropout+periodic"}),
@@ -30,6 +31,9 @@ USED = {
         "w_site": "all", "w0": 0.2, "cliff": 5.0, "w_shape": "scalar", "w_mean": "site", "w_average_moments": True,
         "w_eval": "raw", "divide_by": "signed", "w_gradient": "exact"}.items()},
     "w_noise_scale": (1e-9, {"method": "dynamic", "w_gradient": "modelled"}),
+    "noise_sd": (0.2, {"method": "gaussian_noise"}), "noise_site": ("all", {"method": "dropout+gaussian_noise"}),
+    "shrink": (0.5, {"method": "shrink_perturb"}), "perturb": (0.1, {"method": "shrink_perturb"}),
+    "shake_p": (0.8, {"method": "shakedrop"}),
 }
 # for each field that not every run reads, settings with which it isn't read
 UNUSED = {
@@ -40,19 +44,22 @@ UNUSED = {
     "flip_p": {"method": "periodic"}, "flip_unit": {"method": "bn_negation"},
     **{name: {"method": "dropout+periodic"} for name in FIELDS if FIELDS[name].metadata["part"] == "dynamic"},
     "w_noise_scale": {"method": "dynamic"},
+    "noise_sd": {"method": "dropout"}, "noise_site": {"method": "random_flip"}, "shrink": {"method": "bn_reset"},
+    "perturb": {"method": "periodic"}, "shake_p": {"method": "gaussian_noise"},
 }
 
 # what each setting is where nobody says otherwise, by semantics version
 DEFAULTS = {2: {
     "method": "baseline", "seed": 0, "backbone": "resnet18", "stem": "torchvision", "width": 1.0,
     "share_activations": False, "image_size": 0, "augment": "none", "labels": "hard", "balance": "none",
-    "epochs": 30, "batch_size": 64, "optimizer": "adam", "lr": 0.0001, "weight_decay": 0.0001, "decay": "all",
-    "beta1": 0.9, "beta2": 0.999, "eps": 1e-08, "momentum": 0.9, "schedule": "constant", "schedule_epochs": 10,
-    "schedule_factor": 0.1, "label_smoothing": 0.0, "precision": "auto", "dropout_p": 0.5, "dropout_site": "act1",
-    "dropout_unit": "element", "flip_interval": 5, "flip_interval_unit": "epoch", "flip_site": "act1",
-    "flip_position": "before_relu", "flip_p": 0.1, "flip_unit": "channel", "w_site": "act1", "w0": 0.1, "cliff": 6.0,
-    "w_shape": "channel", "w_mean": "model", "w_average_moments": False, "w_eval": "shared", "divide_by": "abs",
-    "w_gradient": "literal", "w_noise_scale": 2e-10
+    "train_share": 1.0, "epochs": 30, "batch_size": 64, "optimizer": "adam", "lr": 0.0001, "weight_decay": 0.0001,
+    "decay": "all", "beta1": 0.9, "beta2": 0.999, "eps": 1e-08, "momentum": 0.9, "schedule": "constant",
+    "schedule_epochs": 10, "schedule_factor": 0.1, "label_smoothing": 0.0, "precision": "auto", "dropout_p": 0.5,
+    "dropout_site": "act1", "dropout_unit": "element", "flip_interval": 5, "flip_interval_unit": "epoch",
+    "flip_site": "act1", "flip_position": "before_relu", "flip_p": 0.1, "flip_unit": "channel", "w_site": "act1",
+    "w0": 0.1, "cliff": 6.0, "w_shape": "channel", "w_mean": "model", "w_average_moments": False, "w_eval":
+    "shared", "divide_by": "abs", "w_gradient": "literal", "w_noise_scale": 2e-10, "noise_sd": 0.3, "noise_site":
+    "act1", "shrink": 0.6, "perturb": 0.01, "shake_p": 0.5
 }}
 
 
@@ -128,7 +135,8 @@ def test_a_wrong_type_is_refused(name, value):
     ("epochs", 0), ("batch_size", 0), ("lr", -1e-9), ("lr", math.inf), ("lr", math.nan), ("dropout_p", 1.0),
     ("flip_interval", 0), ("flip_p", 1.1), ("cliff", 0.0), ("cliff", -6.0), ("seed", -1), ("width", 0.0),
     ("threads", 0), ("beta1", 1.0), ("w0", math.nan), ("w_noise_scale", -1.0), ("label_smoothing", 1.5),
-    ("image_size", 1025), ("checkpoint_seconds", -1.0)])
+    ("image_size", 1025), ("checkpoint_seconds", -1.0), ("train_share", 0.0), ("train_share", 1.1),
+    ("noise_sd", -0.1), ("shrink", 1.1), ("perturb", -0.1), ("shake_p", 2.0)])
 def test_out_of_range_is_refused(name, value):
     with pytest.raises(ParameterError, match=f"{name} = .* is out of range"):
         Experiment(**{name: value})

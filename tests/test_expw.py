@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mutations import check_plan, fuzz, kept_lines, lines_of, planned
+from fuzzing import check_plan, damages, fuzz, kept_lines, lines_of, planned
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources
 
 from data_prep import expw
@@ -110,7 +110,7 @@ def small(tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("expw"))
 
 
-@fuzz(80)
+@fuzz(80, damage=damages)
 def test_broken_lists(small, damage):
     content = damage("".join(f"{one}\n" for one in list_lines(5)).encode())
     (small / "label" / "label.lst").write_bytes(content)

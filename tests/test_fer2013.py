@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -217,8 +217,7 @@ def test_a_broken_image_is_recorded_or_under_strict_refused(tmp_path, content, r
         pack(tree, tmp_path / "strict", strict=True)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, 60_000), garbage=st.binary(max_size=12))
+@fuzz(40, place=st.integers(0, 60_000), garbage=st.binary(max_size=12))
 def test_garbage_anywhere_in_the_csv_is_a_sentence_or_a_record(tmp_path, place, garbage):
     path = write_csv(tmp_path / "raw", rows_of())
     content = bytearray(path.read_bytes())

@@ -1,13 +1,15 @@
 """Figures draw what the tables say: looked up in what was drawn, not in pixels."""
 
 import io
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from fer_lib import figures
+from fer_lib import figures, palette
 from fer_lib.statistics import compare_arms
 
 SITES = ["stem", "layer1.0.act1"]
@@ -217,3 +219,23 @@ def test_curves_have_a_line_a_seed_and_their_mean():
         assert len(drawn) == 3 and all(d.get_xdata() == pytest.approx([1, 2, 3, 4]) for d in ax.lines)
         assert [*map(list, drawn)] == [pytest.approx(list(wanted + s)) for s in (0, .1, .05)]
     assert figure.axes[0].get_ylabel() == "F1" and figure.get_suptitle() == "title"
+
+
+def test_an_arm_looks_the_same_everywhere_and_never_differs_by_colour_alone():
+    looks = [palette.arm_look(name) for name in palette.ARMS]
+    assert len({(k.line, k.marker) for k in looks}) > len(looks) // 2
+    for a, b in itertools.combinations(looks, 2):
+        assert (a.line, a.marker) != (b.line, b.marker), (a, b)
+    mine = palette.arm_look("my own arm")
+    assert mine == palette.arm_look("my own arm") and mine.color in palette.CYCLE
+    plus, minus = palette.sign_look(0.), palette.sign_look(-1e-30)
+    assert plus.color != minus.color and plus.line != minus.line and plus.marker != minus.marker
+    for look in [*looks, plus, minus, *(palette.arm_look(f"arm {k}") for k in range(40))]:
+        assert look.dash and look.symbol
+
+
+def test_a_picture_in_a_notebook_has_words():
+    shown = figures.picture(Figure(figsize=(1, 1)), "an empty\n  picture")
+    assert shown._repr_png_()[1] == {"alt": "an empty picture"}
+    with pytest.raises(ValueError, match="give alt"):
+        figures.picture(Figure(figsize=(1, 1)), " ")

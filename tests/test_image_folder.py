@@ -3,9 +3,11 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources
 
+from data_prep.audit import audit_packed
 from data_prep.image_folder import detect
 
 NAMES = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
@@ -129,3 +131,17 @@ def test_detect_tells_classes_and_splits(tmp_path):
     numbered = detect(write_tree(tmp_path / "numbers", ("",), ["0", "1"]))
     assert numbered.arguments[2:] == ("--class-names", "0=NAME,1=NAME")
     assert detect(tmp_path / "raw" / "train" / "angry") is None
+
+
+def test_sizes_before_resizing_reach_the_audit(tmp_path):
+    for number in range(20):
+        save(tmp_path / "raw" / ["Angry", "Sad"][number % 2] / f"{number:02d}.png", photo(number))
+    save(tmp_path / "raw" / "Sad" / "tiny.png", photo(30, 20))
+    save(tmp_path / "raw" / "Sad" / "wide.png", photo(31)[:20])
+    pack("image_folder", tmp_path / "raw", tmp_path / "out", "--size", "48", "--val-share", "0.2")
+    sizes = pd.concat([samples(tmp_path / "out", split) for split in ("train", "val")]).set_index("source")
+    assert tuple(sizes.loc["Sad/tiny.png", ["width", "height"]]) == (20, 20)
+    assert tuple(sizes.loc["Sad/wide.png", ["width", "height"]]) == (48, 20)
+    assert len(sizes) == 22 and (sizes["width"] == 48).sum() == 21
+    odd = audit_packed(tmp_path / "out").rows("sizes")
+    assert sorted(odd["source"]) == ["Sad/tiny.png", "Sad/wide.png"]

@@ -461,13 +461,15 @@ def test_random_flip_draws_each_sign_at_its_rate(unit, p):
 # --- combinations ---
 
 
-@pytest.mark.parametrize("name", ["dropout+periodic", "dropout+dynamic", "dropout+bn_negation", "dropout+random_flip"])
+@pytest.mark.parametrize("name", ["dropout+periodic", "dropout+dynamic", "dropout+bn_negation", "dropout+random_flip",
+                                  "dropout+gaussian_noise", "dropout+shrink_perturb", "bn_reset+dropout",
+                                  "dropout+shakedrop"])
 def test_combinations_train_and_keep_dropouts_draws(name):
     data = make_data()
     sizes = []
     for method in (name, "dropout"):
         learner = make_learner(data, method=method, flip_p=0.0, flip_interval=9, w_gradient="exact", w0=0.1,
-                               cliff=float("inf"))
+                               cliff=float("inf"), noise_sd=0.0, shake_p=1.0)
         masks = []
         module = next(m for m in learner.model.modules() if isinstance(m, SeededDropout))
         module.register_forward_hook(lambda m, i, y, masks=masks: masks.append((y / i[0])[i[0] != 0]))
@@ -489,7 +491,8 @@ def test_the_names_of_a_combination_have_one_order():
 @pytest.mark.parametrize(("name", "reason"), [
     ("periodical", "unknown method 'periodical'"), ("dropout+dropout", "twice"), ("", "unknown method"),
     ("periodic+dynamic", "both steer the sign"), ("random_flip+bn_negation", "both steer the sign"),
-    ("baseline+dropout", "baseline changes nothing")])
+    ("baseline+dropout", "baseline changes nothing"), ("bn_negation+bn_reset", "both rewrite weights"),
+    ("bn_reset+shrink_perturb", "both rewrite weights")])
 def test_impossible_names_raise(name, reason):
     with pytest.raises(ValueError, match=reason):
         methods.parse(name)
@@ -498,7 +501,11 @@ def test_impossible_names_raise(name, reason):
 
 
 @pytest.mark.parametrize("settings", [dict(method="dynamic", w_site="pre_add"), dict(method="periodic", flip_site="x"),
-                                      dict(method="dropout", dropout_site="act3")])
+                                      dict(method="dropout", dropout_site="act3"),
+                                      dict(method="gaussian_noise", noise_site="x"),
+                                      dict(method="bn_reset", flip_site="layer9"),
+                                      dict(method="bn_reset", flip_site="act2"),
+                                      dict(method="bn_reset", flip_site="head")])
 def test_a_method_that_finds_no_site_raises(settings):
     with pytest.raises(ParameterError, match="site"):
         check(make_experiment(**settings), make_data())
@@ -510,7 +517,7 @@ def test_a_method_that_changes_no_site_is_refused(monkeypatch):
         make_learner(method="periodic")
 
 
-@pytest.mark.parametrize("method", ["dropout", "periodic", "dynamic", "random_flip"])
+@pytest.mark.parametrize("method", ["dropout", "periodic", "dynamic", "random_flip", "gaussian_noise", "shakedrop"])
 def test_changing_a_network_twice_raises(method):
     learner = make_learner(method=method)
     again = methods.build_method(method, vars(learner.e))

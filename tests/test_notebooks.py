@@ -61,7 +61,7 @@ def test_pictures_are_the_figures_png_only(path):
             assert kinds <= {"text/plain", "text/html", "image/png"}
             assert "<img" not in str(output.get("data", {}).get("text/html", ""))
             if "image/png" in kinds:
-                assert re.search(r"figures\.png\(|watch\(run\)|monitor\(", cell.source)
+                assert re.search(r"figures\.png\(|figures\.picture\(|\.show\(live|watch\(run\)|monitor\(", cell.source)
                 assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
 
 

@@ -16,10 +16,20 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import disk, shards, writer
+from data_prep import disk, join, shards, writer
 from data_prep.check import check
 from data_prep.join import LEAK, LEAK_OF_VAL, REPEAT
-from data_prep.packed import CLASSES, SPLITS, DataError, Dropped, Plan, Rejected, file_sha256, partial_directory
+from data_prep.packed import (
+    CLASSES,
+    SPLITS,
+    DataError,
+    Dropped,
+    Plan,
+    Rejected,
+    Resized,
+    file_sha256,
+    partial_directory,
+)
 from data_prep.writer import write
 
 SHAPE = (2, 4, 4)
@@ -137,6 +147,39 @@ def test_content_hash_is_of_arrays_and_class_names_alone(tmp_path):
         digest.update(np.stack(plan.samples[split]["soft"]).astype("<f4").tobytes())
     digest.update("\n".join(CLASSES).encode())
     assert manifest["content_sha256"] == digest.hexdigest()
+
+
+def test_an_image_can_stand_in_the_content_hash_by_its_own(tmp_path):
+    plan = make_plan(SMALL, hash_of="images")
+    manifest = write(plan, tmp_path / "toy")
+    digest = hashlib.sha256(b"images")
+    for split in SPLITS:
+        array = images(tmp_path / "toy", split)
+        digest.update(split.encode() + np.array(array.shape, "<i8").tobytes())
+        digest.update(b"".join(hashlib.sha256(image.tobytes()).digest() for image in array))
+        digest.update(plan.samples[split]["label"].to_numpy("<i8").tobytes())
+        digest.update(np.stack(plan.samples[split]["soft"]).astype("<f4").tobytes())
+    digest.update("\n".join(CLASSES).encode())
+    assert manifest["content_sha256"] == digest.hexdigest() and check(tmp_path / "toy") == []
+    write(make_plan(SMALL), tmp_path / "pixels")
+    assert images(tmp_path / "toy", "train").tobytes() == images(tmp_path / "pixels", "train").tobytes()
+    tamper(tmp_path / "toy")
+    assert "val/images.npy was changed after packing" in check(tmp_path / "toy")[0]
+
+
+def decode_resized(rows: pd.DataFrame, split: str) -> list[Resized | Rejected]:
+    return [Resized(image_of(seed), 100 + seed, 7) if seed >= 0 else Rejected("broken") for seed in rows["_seed"]]
+
+
+def test_sizes_before_resizing_are_recorded_where_the_source_knows_them(tmp_path):
+    plan = with_seeds(make_plan({"train": 20, "val": 5, "test": 0}, decode=decode_resized), "val", [1], [-1])
+    manifest = write(plan, tmp_path / "toy")
+    samples = pd.read_parquet(tmp_path / "toy" / "val" / "samples.parquet")
+    assert samples["width"].tolist() == [120, 122, 123, 124] and set(samples["height"]) == {7}
+    assert "width" in pq.read_schema(tmp_path / "toy" / "test" / "samples.parquet").names
+    unsized = write(replace(plan, decode=decode), tmp_path / "unsized")
+    assert "width" not in pq.read_schema(tmp_path / "unsized" / "val" / "samples.parquet").names
+    assert unsized["content_sha256"] == manifest["content_sha256"]
 
 
 def test_content_hash_changes_with_one_label(tmp_path):
@@ -313,24 +356,49 @@ def test_parts_of_another_plan_are_not_used(tmp_path):
     assert len(said) == 1 and "starting anew" in said[0]
 
 
-def test_a_damaged_part_is_made_again(tmp_path):
+@pytest.mark.parametrize("damaged", ["note", "pixels", "pixels cut off"])
+def test_a_damaged_part_is_made_again(tmp_path, damaged):
     write(make_plan(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         write(make_plan(decode=CountingDecode(stop_in_call=3)), tmp_path / "toy")
-    part = min(partial_directory(tmp_path / "toy").glob("train-*.npz"))
-    content = bytearray(part.read_bytes())
-    content[1000] ^= 1
-    part.write_bytes(content)
+    parts = partial_directory(tmp_path / "toy")
+    path = min(parts.glob("train-*.npz")) if damaged == "note" else shards.pixel_file(parts, "train")
+    content = bytearray(path.read_bytes())
+    content[-2000] ^= 1
+    path.write_bytes(content[:-100] if damaged == "pixels cut off" else content)
     rest = CountingDecode()
     write(make_plan(decode=rest), tmp_path / "toy")
     assert rest.rows == 3000 - 1024
     assert tree(tmp_path / "toy") == tree(tmp_path / "whole")
 
 
+def test_images_behind_one_that_is_left_out_move_up_and_a_stop_meanwhile_harms_nothing(tmp_path, monkeypatch):
+    """Equal images and broken ones, so that gaps of several sizes lie anywhere; stopped when half has moved."""
+    plan = with_seeds(make_plan(dedup=True), "train", [0, 1, 700, 1024, 1500, 1501, 2499], [-1, -1, 699, -1, 3, 4, -1])
+    write(plan, tmp_path / "whole")
+    expected = np.stack([image_of(seed) for i, seed in enumerate(plan.samples["train"]["_seed"])
+                         if seed >= 0 and i not in (700, 1500, 1501)])  # fmt: skip
+    assert np.array_equal(images(tmp_path / "whole", "train"), expected) and check(tmp_path / "whole") == []
+    monkeypatch.setattr(join, "_BLOCK_BYTES", 3200)
+    move_up = join._move_up
+
+    def stopped(path, start, size, places):
+        move_up(path, start, size, places[: len(places) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(join, "_move_up", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write(plan, tmp_path / "toy")
+    rest = CountingDecode()
+    write(replace(plan, decode=rest), tmp_path / "toy")
+    assert 0 < rest.rows <= 2048 and tree(tmp_path / "toy") == tree(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("full_at", ["val-000000000-000000300.npz", "images.npy", "manifest.json"])
 def test_a_full_disk_gives_one_sentence_and_keeps_the_parts(tmp_path, monkeypatch, full_at):
     write(make_plan(), tmp_path / "whole")
-    write_file = disk.write_file
+    write_file, write_at = disk.write_file, disk.write_at
 
     def full_disk(path, blocks, scratch=False):
         def blocks_until_full():
@@ -340,7 +408,14 @@ def test_a_full_disk_gives_one_sentence_and_keeps_the_parts(tmp_path, monkeypatc
 
         return write_file(path, blocks_until_full(), scratch)
 
+    def full_for_pixels(path, offset, content):
+        if path.name == full_at and path.parent.name == "val":
+            with disk.writing(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write_at(path, offset, content)
+
     monkeypatch.setattr(disk, "write_file", full_disk)
+    monkeypatch.setattr(disk, "write_at", full_for_pixels)
     with pytest.raises(DataError, match=rf"cannot write .*{full_at}: No space left on device; free space and run the"):
         write(make_plan(), tmp_path / "toy")
     monkeypatch.undo()
@@ -348,7 +423,7 @@ def test_a_full_disk_gives_one_sentence_and_keeps_the_parts(tmp_path, monkeypatc
     assert not (tmp_path / "toy").exists() and not list(parts.rglob("*.tmp"))
     rest = CountingDecode()
     write(make_plan(decode=rest), tmp_path / "toy")
-    assert rest.rows == (500 if full_at.startswith("val") else 0)
+    assert rest.rows == (0 if full_at == "manifest.json" else 500)
     assert tree(tmp_path / "toy") == tree(tmp_path / "whole")
 
 

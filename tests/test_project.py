@@ -23,7 +23,8 @@ LIBRARY, PREPARATION = (sorted((ROOT / name).rglob("*.py")) for name in ("fer_li
 SOURCES = [*LIBRARY, *PREPARATION]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # where it isn't the import's name; Triton comes with torch's CUDA builds, dask with distributed
-DISTRIBUTIONS = {"dask": "distributed", "yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "triton": "torch"}
+DISTRIBUTIONS = {"dask": "distributed", "yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "triton": "torch",
+                 "nbformat": "nbclient", "pygments": "nbconvert"}     # these two come with it
 
 
 def imports(path: Path) -> set[str]:
@@ -50,7 +51,7 @@ def declared(requirements: list[str]) -> set[str]:
 def test_each_import_is_a_declared_dependency(path):
     """The live view's widget is made only where the lab extra is; it says so elsewhere."""
     used = {DISTRIBUTIONS.get(name, name).lower() for name in third_party(path)}
-    lab = PROJECT["optional-dependencies"]["lab"] if path.name == "chart.py" else []
+    lab = PROJECT["optional-dependencies"]["lab"] if path.name in ("chart.py", "panel.py", "site.py") else []
     assert used <= declared([*PROJECT["dependencies"], *lab])
 
 
@@ -163,10 +164,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("target, commands", [
     ("study", ["fer_lib.batch notebooks/studies/quick.yml"]),
     ("table1", ["fer_lib.batch notebooks/studies/table1"]),
-    ("lab", ["jupyter lab", "notebooks/00_start_here.ipynb"]),
+    ("lab", ["jupyter lab", "notebooks/00_start_here.ipynb"]), ("site", ["fer_lib.site --out build/site"]),
     ("test", ["ruff check", "pytest", "--nbval-lax", "--dist loadfile"]),
     ("benchmark", ["tests/benchmark_live.py --browser", "tests/benchmark_data.py", "fer_lib.benchmark_speed"]),
-    ("clean", ["rm -rf"]), ("help", [])])
+    ("stress", ["tests/stress.py"]), ("clean", ["rm -rf"]), ("help", [])])
 def test_make_has_its_targets(target, commands):
     shown = make(target)
     assert shown.returncode == 0, shown.stderr
@@ -180,7 +181,7 @@ def test_files_named_by_the_makefile_exist_and_help_names_the_targets():
         assert (ROOT / path).is_file(), path
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in shown.splitlines() if line.startswith("make ")} == {
-        "study", "test", "lab", "table1", "benchmark"}
+        "study", "test", "lab", "table1", "site", "stress", "benchmark"}
 
 
 def test_clean_leaves_records_and_data():
@@ -191,7 +192,8 @@ def test_clean_leaves_records_and_data():
 def test_what_make_makes_is_ignored_by_git():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    made = ["packed/x/manifest.json", "runs/quick/x/result.json", ".venv/bin/python", "fer_lib/__pycache__/x.pyc"]
+    made = ["packed/x/manifest.json", "build/site/index.html", "runs/quick/x/result.json", ".venv/bin/python",
+            "fer_lib/__pycache__/x.pyc"]
     shown = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True)
     assert set(shown.stdout.split()) == set(made)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mutations import check_plan, fuzz, kept_lines, lines_of, planned
+from fuzzing import check_plan, damages, fuzz, kept_lines, lines_of, planned
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources, write_csv
 
 from data_prep import rafce, rafdb, rafdb_compound
@@ -231,6 +231,7 @@ def test_raf_ce(tmp_path):
     assert rafce.detect(tmp_path / "raw").arguments == ("--source", str(tmp_path / "raw"))
     out = tmp_path / "out"
     manifest = pack("rafce", tmp_path / "raw", out)
+    assert rafce.PARTITION_NOTE in manifest["notes"] and rafce.PARTITION_NOTE in rafce.ACCESS
     assert {split: facts["n"] for split, facts in manifest["splits"].items()} == {"train": 10, "val": 9, "test": 9}
     assert len(manifest["classes"]) == 14 and manifest["label_mapping"]["13"] == "happily sad"
     assert sources(out)["test"][0] == "RAFCE_emolabel.txt:2" and labels(out, "test")[0] == "happily disgusted"
@@ -268,7 +269,7 @@ def small(tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("rafdb"))
 
 
-@fuzz(80)
+@fuzz(80, damage=damages)
 def test_broken_lists(small, damage):
     content = damage("".join(line + "\n" for line in list_lines()).encode())
     (small / "basic" / LIST).write_bytes(content)
@@ -284,7 +285,7 @@ def test_broken_lists(small, damage):
         assert found == expression(BASIC.names[label]) and file.startswith(split[source])
 
 
-@fuzz(30)
+@fuzz(30, damage=damages)
 def test_broken_boxes(small, damage):
     write_list(small / "basic" / LIST, *list_lines())
     path = small / "basic" / "Annotation" / "boundingbox" / "train_00003_boundingbox.txt"
@@ -294,7 +295,7 @@ def test_broken_boxes(small, damage):
     assert len(kept_lines(plan)) >= 20
 
 
-@fuzz(30)
+@fuzz(30, damage=damages)
 def test_broken_csv_of_a_copy(tmp_path, damage):
     if not (tmp_path / "raw").exists():
         write_copy(tmp_path / "raw")

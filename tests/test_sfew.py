@@ -3,8 +3,8 @@
 import os
 
 import pytest
+from fuzzing import ODD, check_plan, damages, fuzz, kept_lines, planned
 from hypothesis import strategies as st
-from mutations import ODD, check_plan, fuzz, kept_lines, planned
 from source_trees import dropped, labels, pack, photo, refused, save, sources
 
 from data_prep import sfew
@@ -102,7 +102,7 @@ _names = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=2
 _names = _names.filter(lambda name: name not in (".", "..") and "/" not in name and "\0" not in name)
 
 
-@fuzz(40, folder=st.sampled_from(CLASSES) | _names, name=_names)
+@fuzz(40, damage=damages, folder=st.sampled_from(CLASSES) | _names, name=_names)
 def test_odd_names(tmp_path, damage, folder, name):
     """A class folder or a file of any name, with broken bytes in it."""
     root = tmp_path / "raw"

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from fuzzing import cases
-from hypothesis import given, settings
+from fuzzing import damages, fuzz, packed_or_refused
 from hypothesis import strategies as st
-from mutated_files import damages, packed_or_refused
 from source_trees import dropped, images, labels, pack, photo, refused, samples, save, sources
 
 from data_prep import mat_files
@@ -259,8 +257,7 @@ def test_function_handles_and_others_are_refused(tmp_path, monkeypatch):
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=cases(400), deadline=None)
-@given(damage=damages, again=damages, compressed=st.booleans())
+@fuzz(400, damage=damages, again=damages, compressed=st.booleans())
 def test_a_damaged_mat_file_is_read_or_refused(tmp_path_factory, damage, again, compressed):
     path = tmp_path_factory.getbasetemp() / "damaged.mat"
     mat(path, compressed, annotations=annotations([row_of(k) for k in range(4)]))
@@ -279,8 +276,7 @@ def raw(tmp_path_factory) -> Path:
     return write_cars(tmp_path_factory.mktemp("cars") / "raw", n=6)
 
 
-@settings(max_examples=cases(30), deadline=None)
-@given(damage=damages, name=st.sampled_from(["devkit/cars_train_annos.mat", "devkit/cars_meta.mat"]))
+@fuzz(30, damage=damages, name=st.sampled_from(["devkit/cars_train_annos.mat", "devkit/cars_meta.mat"]))
 def test_damaged_lists_are_packed_right_or_refused(raw, damage, name):
     path = raw / name
     whole = path.read_bytes()

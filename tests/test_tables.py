@@ -5,7 +5,7 @@ import tracemalloc
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 
 from data_prep import tables
@@ -153,8 +153,7 @@ def test_a_table_that_is_not_there(tmp_path):
             read(path)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(12, 120), garbage=st.binary(max_size=8))
+@fuzz(100, place=st.integers(12, 120), garbage=st.binary(max_size=8))
 def test_garbage_in_a_row_is_a_row_or_a_record(tmp_path, place, garbage):
     path = write(tmp_path / "t.csv", "image,label", *(f"{n}.jpg,happy" for n in range(9)))
     content = bytearray(path.read_bytes())

@@ -1,43 +1,9 @@
-// The live view's front end: draws what the kernel sends, sends what the reader asks for.
+// The live view's front end: draws what the kernel sends, sends what the reader asks for. talk.js comes before it.
 // All data come and go as custom messages: none is widget state, so none is saved with the notebook.
 
 const BLUE = "#0072B2", ORANGE = "#E69F00", RED = "#D55E00", GREY = "#888888", PURPLE = "#CC79A7";
 const CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#B8A800"];
 const ALL_LINES = 150;              // flips that are drawn through all panels; more would hide what they mark
-const now = () => performance.now();
-
-// ---- talking with the kernel ----
-
-// The first message of a busy cell can wait behind the cell itself, so a question is repeated until it is answered;
-// the kernel answers each id once.
-function ask(model, message, answered) {
-  const id = crypto.randomUUID();
-  let tries = 0;
-  const go = () => {
-    if (answered()) return;
-    model.send({ ...message, rid: id });
-    setTimeout(go, ++tries < 12 ? 250 : 2000);
-  };
-  go();
-}
-
-// plotly.js comes from the kernel's installed plotly, once a page; JupyterLab's own renderer may have loaded it before.
-function plotly(model) {
-  window.__ferPlotly ??= (async () => {
-    if (window.Plotly?.react) return window.Plotly;
-    let bytes;
-    const take = (m, buffers) => { if (m.t === "library") bytes = buffers[0]; };
-    model.on("msg:custom", take);
-    await new Promise((done) => ask(model, { t: "library?" }, () => bytes && (done(), true)));
-    model.off("msg:custom", take);
-    const url = URL.createObjectURL(new Blob([bytes], { type: "text/javascript" }));
-    await import(url);
-    URL.revokeObjectURL(url);
-    return window.Plotly;
-  })().catch((error) => { window.__ferPlotly = undefined; throw error; });
-  return window.__ferPlotly;
-}
-
 const floats = (view) => new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 
 // What the kernel has sent of one run. Parts come with the place they begin at, so repeats do no harm and gaps show.
@@ -85,13 +51,6 @@ const number = (v, digits = 3) => {
 const bytes = (n) => n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GB` : `${Math.round(n / 2 ** 20)} MB`;
 const time = (s) => s >= 5400 ? `${(s / 3600).toFixed(1)} h` : s >= 100 ? `${Math.round(s / 60)} min` : `${Math.round(s)} s`;
 const power = (v) => v === 0 ? "0" : `${v < 0 ? MINUS : ""}10<sup>${Math.round(Math.log10(Math.abs(v)))}</sup>`;
-
-function theme() {
-  const style = getComputedStyle(document.body), read = (name, other) => style.getPropertyValue(name).trim() || other;
-  const light = document.body.dataset.jpThemeLight !== "false";
-  return { light, paper: read("--jp-layout-color0", light ? "#fff" : "#111"), ink: read("--jp-ui-font-color1", light ? "#222" : "#ddd"),
-    grid: light ? "#e4e4e4" : "#3a3a3a" };
-}
 
 // w lives near 1e-4 and crosses 0: an asinh axis is linear within ±lin and logarithmic outside
 function symlogTicks(lin, low, high) {
@@ -307,15 +266,6 @@ function drawRun(model, el, store, cfg) {
 }
 
 // ---- the reader's hands ----
-
-const make = (parent, tag, name, text, more = {}) => {
-  const el = parent.appendChild(document.createElement(tag));
-  if (name) el.className = name;
-  if (text) el.textContent = text;
-  if (["input", "select", "button", "summary"].includes(tag)) el.dataset.lmSuppressShortcuts = "true";     // keys on it are not JupyterLab's
-  if (tag === "input") el.addEventListener("keydown", (e) => e.key === "Enter" && el.blur());     // Enter takes what was typed
-  return Object.assign(el, more);
-};
 
 function controls(model, el, store, cfg, view, run) {
   const can = (kind) => cfg.controls.includes(kind);

@@ -52,13 +52,13 @@ def plotly_js() -> bytes:
 
 
 @cache
-def widget_class() -> type:
+def widget_class(script: str) -> type:
     """The widget's class, made once: a batch run needs neither anywidget nor the second that its import takes."""
     import anywidget
     import traitlets
 
     class LiveChart(anywidget.AnyWidget):
-        _esm = (HERE / "chart.js").read_text()
+        _esm = (HERE / "talk.js").read_text() + (HERE / script).read_text()
         _css = (HERE / "chart.css").read_text()
         cfg = traitlets.Dict().tag(sync=True)
 
@@ -71,11 +71,13 @@ class Chart:
     `receive` runs in another thread than the cell: it must not touch the device, the optimiser or the model.
     """
 
+    script = "chart.js"
+
     def __init__(self, settings: dict, receive: Callable[[dict], None]):
         self.receive, self.heard, self.asleep = receive, False, False   # asleep: the page was left
         self._seen: set[str] = set()
         self._lock = threading.Lock()
-        self.widget = widget_class()(cfg=settings)
+        self.widget = widget_class(self.script)(cfg=settings)
         self.widget.on_msg(self._on_message)
         if hasattr(self.widget.comm, "_reply_subshell_for"):
             # ipykernel 7.4 answers in the shell that published last, which is busy: keep to the one that was asked

@@ -46,7 +46,7 @@ class View:
             raise ValueError(f"no control is called '{min(unknown)}' (choose of {', '.join(KINDS)})")
         self.title, self.steps, self.steps_per_epoch = title, steps, steps_per_epoch
         if wants_widget(live):
-            widget_class()                              # before training begins: it takes some time
+            widget_class(CurveChart.script)             # before training begins: it takes some time
         self.live, self.say, self.channel, self.on = wants_widget(live), say, channel, dict(on or {})
         self.stopped = False
         self.steering = Steering()

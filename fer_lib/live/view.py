@@ -71,7 +71,7 @@ class RunChart:
     """A live chart of one run that trains in this process."""
 
     def __init__(self, run: Run):
-        widget_class()                                  # before training begins: it takes some time
+        widget_class(CurveChart.script)                 # before training begins: it takes some time
         self.run, self.e = run, run.experiment
         self.device = environment(self.e, choose_device(self.e.device))["device"]
         self.chart: CurveChart | None = None

@@ -22,8 +22,10 @@ class Method:
 
     fields: tuple[str, ...] = ()
     steers_signs = False
+    rewrites_weights = False            # whether it writes parameters between steps: two such would undo each other
     on_host = False         # whether `before_forward` and `after_step` decide on the host what a step does. A captured
     #                         step leaves them outside then; else they are recorded with it, and must act on the device
+    draws_in_forward = False        # from a random stream of its own, which torch.compile can't follow
 
     def parts(self) -> "list[Method]":
         """The single methods that this one is made of."""

@@ -15,31 +15,26 @@ from torch.optim import Optimizer
 
 from fer_lib.methods.base import Method
 from fer_lib.methods.periodic import POSITIONS, schedule
-from fer_lib.models import SiteBottleneck, sites
+from fer_lib.models import SiteBottleneck, norm_before, sites
 
 MOMENTS = ("exp_avg", "momentum_buffer")                # odd in the parameter: they follow its sign; exp_avg_sq doesn't
 
 
 def negated_parameters(model: nn.Module, site: str, position: str) -> list[nn.Parameter]:
     """The parameters whose negation equals a flip at the site. Raises ValueError where there are none."""
-    if site == "stem" and position == "before_relu":
-        return [model.bn1.weight, model.bn1.bias]
     path, _, kind = site.rpartition(".")
-    if path:
-        block = model.get_submodule(path)
-        if block.act1 is block.act2:
-            raise ValueError("bn_negation has no twin where a block's activations are one object (share_activations)")
-        norm = {"act1": block.bn1, "shortcut": block.downsample[1] if block.downsample is not None else None}.get(kind)
-        if isinstance(block, SiteBottleneck):
-            norm = {"act2": block.bn2, "pre_add": block.bn3}.get(kind, norm)
-            reader = {"act1": block.conv2, "act2": block.conv3}.get(kind)
-        else:
-            norm = block.bn2 if kind == "pre_add" else norm
-            reader = {"act1": block.conv2}.get(kind)
-        if norm is not None and (position == "before_relu" or kind in ("pre_add", "shortcut")):
-            return [norm.weight, norm.bias]
-        if reader is not None and position == "after_relu":
-            return [reader.weight]
+    block = model.get_submodule(path) if path else None
+    if block is not None and block.act1 is block.act2:
+        raise ValueError("bn_negation has no twin where a block's activations are one object (share_activations)")
+    norm, reader = norm_before(model, site), None
+    if kind == "act1" and block is not None:
+        reader = block.conv2
+    elif kind == "act2" and isinstance(block, SiteBottleneck):
+        reader = block.conv3
+    if norm is not None and (position == "before_relu" or kind in ("pre_add", "shortcut")):
+        return [norm.weight, norm.bias]
+    if reader is not None and position == "after_relu":
+        return [reader.weight]
     raise ValueError(f"bn_negation has no twin for a flip {position} at site '{site}': the feature there is not one "
                      "batch norm's output read by one convolution (choose act1, pre_add, shortcut or stem)")
 
@@ -49,6 +44,7 @@ class BatchNormNegation(Method):
 
     fields = ("flip_interval", "flip_interval_unit", "flip_site", "flip_position")
     steers_signs = True
+    rewrites_weights = True
     on_host = True
 
     def __init__(self, flip_interval: int, flip_interval_unit: str, flip_site: str, flip_position: str):

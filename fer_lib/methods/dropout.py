@@ -11,7 +11,6 @@ from fer_lib.world import ALONE, World
 UNITS = ("element", "channel")
 
 
-@torch.compiler.disable        # torch.compile knows the global random stream only
 def dropout(x: Tensor, p: float, unit: str, generator: torch.Generator | None = None, world: World = ALONE) -> Tensor:
     """Zero a share p of x's elements, or of whole (N, C) channels, and scale the rest by 1 / (1 - p).
 
@@ -42,6 +41,7 @@ class Dropout(Method):
     """Dropout after the activation of the chosen sites ("head" = before the classifier)."""
 
     fields = ("dropout_p", "dropout_site", "dropout_unit")
+    draws_in_forward = True
 
     def __init__(self, dropout_p: float, dropout_site: str, dropout_unit: str):
         if not 0 <= dropout_p < 1:

@@ -80,6 +80,32 @@ class Periodic(SignFlips):
         self.set = bool(state["set"])
 
 
+class AtToggles(Method):
+    """Flips nothing, but acts in the forward in which Algorithm 1's flag has toggled. Subclasses say how."""
+
+    on_host = True
+    rewrites_weights = True
+
+    def __init__(self, flip_interval: int, flip_interval_unit: str):
+        self.flag_at = schedule(flip_interval, flip_interval_unit)
+        self.set = False
+
+    def toggle(self) -> None:
+        """Act. No host synchronisation."""
+        raise NotImplementedError
+
+    def before_forward(self, step: int, epoch: int) -> None:
+        if self.flag_at(step, epoch) != self.set:
+            self.set = not self.set
+            self.toggle()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"set": torch.tensor(self.set)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.set = bool(state["set"])
+
+
 def schedule(interval: int, unit: str):
     """A function (step, epoch) -> flag. Raises ValueError for an interval below 1 or an unknown unit."""
     if interval < 1:

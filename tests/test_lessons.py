@@ -1,0 +1,76 @@
+"""The lesson notebooks: their form, and what they print with quick parameters."""
+
+import re
+import statistics
+
+import nbformat
+import pytest
+from test_notebooks import ROOT, code_cells, is_parameters, papermill_command
+
+from fer_lib.exercises import EXERCISES
+
+LESSONS = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+           if any("from fer_lib.exercises import" in c.source for c in code_cells(path))]
+each = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+
+
+@each
+def test_a_lesson_promises_a_time_says_what_to_know_and_ends_with_a_recap(path):
+    notebook = nbformat.read(path, 4)
+    opening, text = notebook.cells[0].source, "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    assert re.search(r"(minute|seconds) on two cores", opening) and "need to know" in opening
+    for part in ("## Exercises", "## Try it yourself", "## Recap"):
+        assert text.count(part) == 1
+
+
+@each
+def test_cells_are_short(path):
+    lengths = [len(c.source.splitlines()) for c in code_cells(path) if not is_parameters(c)]
+    assert statistics.median(lengths) < 8 and max(lengths) <= 30
+
+
+@each
+def test_each_picture_has_words(path):
+    seen = 0
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                seen += 1
+                assert len(output.metadata["image/png"]["alt"]) > 40
+    assert seen
+
+
+@each
+def test_each_exercise_is_a_stub_a_check_and_a_folded_solution(path):
+    text = "\n".join(c.source for c in code_cells(path))
+    names = re.findall(r'^check\("(\w+)", ', text, re.M)
+    assert 2 <= len(names) <= 3 and names == re.findall(r'^solution\("(\w+)"\)$', text, re.M)
+    assert set(names) <= set(EXERCISES)
+
+
+QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
+                            ["w = 0.1: 20 of 20 losses are ReLU's to the last bit", "and 0 both times"]),
+         "03_flip_is_not_noise": ({"steps": 4, "fork_steps": 6, "twin_steps": 8, "flip_interval": 3, "seed": 4}, [
+             "8 steps, 2 toggles; largest difference: 0.0\n", "exact negatives: 0; others: 0\n",
+             "BN negated, Adam's moment too: differs from the flip by at most 0, on average +0\n",
+             "random: gaussian_noise, dropout\n"]),
+         "07_dynamic": ({"epochs": 1, "panel_steps": 300, "live": "off"}, [
+             "within 50 steps, a network in double precision: [26]", "adamw: 0 flips in 50 steps",
+             "flips without momentum (β₁ = 0): 0"]),
+         "08_placement": ({"epochs": 1, "images": 16, "live": "off"}, [
+             "the same bits at 20 of 20 blue sites", "all act1 sites have one sign at each step: True",
+             "the mean moves by 0.000 standard"])}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_papermill_runs_a_lesson_with_quick_parameters(name, tmp_path):
+    values, sentences = QUICK[name]
+    pairs = [word for key, value in values.items() for word in ("-p", key, str(value))]
+    out = tmp_path / f"{name}.ipynb"
+    process = papermill_command(out, tmp_path / "runs", *pairs, notebook=name)
+    shown, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, shown
+    assert out.stat().st_size <= 500_000
+    text = "".join(o.get("text", "") for c in code_cells(out) for o in c.outputs)
+    for sentence in sentences:
+        assert sentence in text
