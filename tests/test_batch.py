@@ -455,12 +455,12 @@ def test_a_size_has_settings_arms_and_seeds_of_its_own(tmp_path):
     assert [(e.label, e.seed, e.epochs, e.w0, e.study) for e in quick.experiments] == [
         ("dynamic", 0, 2, .02, "tiny-quick")]
     assert len(paper.experiments) == 6 and len(standard.experiments) == 4
-    assert (quick.title, paper.title, standard.experiments[0].epochs) == ("Quick", "A tiny study", 40)
+    assert (quick.title, paper.title, standard.experiments[0].epochs) == ("Quick", "A tiny study", 24)
     assert read(tmp_path, SIZED, size="quick", name="mine", seeds=[4]).experiments[0].seed == 4
 
 
 def test_an_arm_takes_the_first_of_the_seeds_or_others(tmp_path):
-    text = STUDY.replace("{method: baseline}", "{method: baseline, seeds: 2, first_seed: 100}")
+    text = change("epochs: 4}", "epochs: 4, seeds: 2, first_seed: 100}")
     assert [(e.label, e.seed) for e in read(tmp_path, text, seeds=[0, 3, 5]).experiments] == [
         ("dynamic", 0), ("baseline", 100), ("dynamic", 3), ("baseline", 103), ("dynamic", 5)]
     assert len(read(tmp_path, text, seeds=[0]).experiments) == 2
@@ -509,7 +509,7 @@ REFUSED = {
     "set without a value": (STUDY, ["--set", "epochs"], "--set takes name=value, not 'epochs'"),
     "set an unknown name": (STUDY, ["--set", "epoch=3"], "did you mean 'epochs'?"),
     "set a wrong type": (STUDY, ["--set", "epochs=many"], "epochs is a whole number, not 'many'"),
-    "set half a list": (STUDY, ["--set", "epochs=["], "--set epochs=["),
+    "set half a list": (STUDY, ["--set", "epochs=["], "--set epochs: '[' is no value in YAML"),
     "set the seed": (STUDY, ["--set", "seed=1"], "'seed' is no setting of an arm"),
     "bad seeds": (STUDY, ["--seeds", "0,x"], "--seeds takes whole numbers joined by commas, not '0,x'"),
     "empty seeds": (STUDY, ["--seeds", ""], "--seeds takes whole numbers"),
