@@ -353,6 +353,7 @@ def test_what_a_notebook_ends_with_is_told(monkeypatch, ename, sentence):
         raise PapermillExecutionError(3, 1, "", ename, "at step 3", [])
 
     monkeypatch.setattr(kernels, "run_notebook", fail)
+    monkeypatch.setattr(os, "environ", dict(os.environ))        # a worker sets its own; this process has other tests
     assert kernels._execute({"threads": 1}, Workspace(ROOT, ROOT, ROOT), Path("x"), kernels.Kernel()) == sentence
 
 
