@@ -104,9 +104,10 @@ class Run:
         return self.status == "finished"
 
     def clear_halves(self) -> None:
-        """Remove files that a killed process was writing."""
-        for half in self.path.glob(".*.tmp"):
-            half.unlink(missing_ok=True)
+        """Remove files that a killed process was writing: ours, and those of safetensors, which writes aside as well."""
+        for pattern in (".*.tmp", ".tmp??????"):
+            for half in self.path.glob(pattern):
+                half.unlink(missing_ok=True)
 
     def clear_leftovers(self) -> None:
         """Remove from a finished run what only an unfinished one needs; a process may be killed before it came to that.

@@ -70,6 +70,19 @@ def listing(run: Run) -> set[str]:
 # --- what is on disk ---
 
 
+def test_what_killed_processes_left_half_written_goes(tmp_path):
+    """Of a run that is taken up again, and of one that was finished."""
+    data = make_data()
+    run = started(tmp_path, data, 1, **EVENTFUL)
+    halves = [".checkpoint.safetensors.123.tmp", ".tmp7Dr0kp"]
+    for attempt in range(2):
+        for name in halves:
+            (run.path / name).write_bytes(b"half")
+        run = Run(run.experiment, data, tmp_path)
+        list(record([run]))
+        assert run.finished and listing(run) == FINISHED
+
+
 def test_a_finished_record_is_complete(data, tmp_path):
     run = trained(tmp_path, data, method="dynamic", w0=0.003, study="quick", name="arm", seed=3)
     assert run.path == tmp_path / "quick" / f"arm-{run.id}-seed3"

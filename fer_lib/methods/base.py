@@ -80,6 +80,37 @@ class Method:
         """Take up where `state()` was read."""
 
 
+class DrawsInForward(Method):
+    """Modules that draw random numbers within the training forward, from one stream of the method's own.
+
+    A module has the attributes `generator` and `world`. `seed_offset` keeps the streams of combined methods apart.
+    """
+
+    draws_in_forward = True
+    seed_offset = 0
+
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
+
+    def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
+        self.generator = torch.Generator(generator.device).manual_seed(generator.initial_seed() + self.seed_offset)
+        for module in self.modules:
+            module.generator = self.generator
+
+    def spread(self, world: World) -> None:
+        for module in self.modules:
+            module.world = world
+
+    def generators(self) -> list[torch.Generator]:
+        return [self.generator]
+
+    def state(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"].cpu())
+
+
 class Combined(Method):
     """Several methods at once, each with a random stream of its own."""
 

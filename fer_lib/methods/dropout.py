@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from fer_lib.methods.base import Method
+from fer_lib.methods.base import DrawsInForward
 from fer_lib.models import sites
 from fer_lib.world import ALONE, World
 
@@ -37,40 +36,21 @@ class SeededDropout(nn.Module):
         return f"p={self.p}, unit={self.unit!r}"
 
 
-class Dropout(Method):
+class Dropout(DrawsInForward):
     """Dropout after the activation of the chosen sites ("head" = before the classifier)."""
 
     fields = ("dropout_p", "dropout_site", "dropout_unit")
-    draws_in_forward = True
 
     def __init__(self, dropout_p: float, dropout_site: str, dropout_unit: str):
+        super().__init__()
         if not 0 <= dropout_p < 1:
             raise ValueError(f"dropout_p is a share in [0, 1), not {dropout_p}")
         if dropout_unit not in UNITS:
             raise ValueError(f"unknown dropout_unit '{dropout_unit}' (choose one of {', '.join(UNITS)})")
         self.p, self.where, self.unit = dropout_p, dropout_site, dropout_unit
-        self.modules: list[SeededDropout] = []
 
     def modify(self, model: nn.Module, image: tuple[int, int, int]) -> int:
         for site in sites(model, self.where).values():
             self.modules.append(SeededDropout(self.p, self.unit))
             site.fill("after", self.modules[-1])
         return len(self.modules)
-
-    def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
-        self.generator = generator
-        for module in self.modules:
-            module.generator = generator
-
-    def spread(self, world: World) -> None:
-        for module in self.modules:
-            module.world = world
-
-    def generators(self) -> list[torch.Generator]:
-        return [self.generator]
-
-    def state(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"].cpu())

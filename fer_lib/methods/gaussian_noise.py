@@ -9,9 +9,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from fer_lib.methods.base import Method
+from fer_lib.methods.base import DrawsInForward
 from fer_lib.models import sites
 from fer_lib.world import ALONE, World
 
@@ -40,39 +39,20 @@ class SeededNoise(nn.Module):
         return f"sd={self.sd}"
 
 
-class GaussianNoise(Method):
+class GaussianNoise(DrawsInForward):
     """Gaussian noise after the activation of the chosen sites."""
 
     fields = ("noise_sd", "noise_site")
-    draws_in_forward = True
+    seed_offset = 2
 
     def __init__(self, noise_sd: float, noise_site: str):
+        super().__init__()
         if not 0 <= noise_sd < math.inf:
             raise ValueError(f"noise_sd is a finite number of at least 0, not {noise_sd}")
         self.sd, self.where = noise_sd, noise_site
-        self.modules: list[SeededNoise] = []
 
     def modify(self, model: nn.Module, image: tuple[int, int, int]) -> int:
         for site in sites(model, self.where).values():
             self.modules.append(SeededNoise(self.sd))
             site.fill("after", self.modules[-1])
         return len(self.modules)
-
-    def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
-        # a seed of its own, as in random_flip
-        self.generator = torch.Generator(generator.device).manual_seed(generator.initial_seed() + 2)
-        for module in self.modules:
-            module.generator = self.generator
-
-    def spread(self, world: World) -> None:
-        for module in self.modules:
-            module.world = world
-
-    def generators(self) -> list[torch.Generator]:
-        return [self.generator]
-
-    def state(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"].cpu())

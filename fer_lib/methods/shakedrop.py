@@ -9,9 +9,8 @@ Here b is drawn for each block and step, alpha and beta for each image of it. Th
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from fer_lib.methods.base import Method
+from fer_lib.methods.base import DrawsInForward
 from fer_lib.models import sites
 from fer_lib.world import ALONE, World
 
@@ -59,17 +58,17 @@ class Shake(nn.Module):
         return f"p={self.p:g}"
 
 
-class ShakeDrop(Method):
+class ShakeDrop(DrawsInForward):
     """ShakeDrop on every residual branch, after its last batch norm."""
 
     fields = ("shake_p",)
-    draws_in_forward = True
+    seed_offset = 3
 
     def __init__(self, shake_p: float):
+        super().__init__()
         if not 0 <= shake_p <= 1:
             raise ValueError(f"shake_p is a chance in [0, 1], not {shake_p}")
         self.p = shake_p
-        self.modules: list[Shake] = []
 
     def modify(self, model: nn.Module, image: tuple[int, int, int]) -> int:
         branches = sites(model, "pre_add")
@@ -77,22 +76,3 @@ class ShakeDrop(Method):
             self.modules.append(Shake(1 - k / len(branches) * (1 - self.p)))
             site.fill("after", self.modules[-1])
         return len(self.modules)
-
-    def attach(self, optimizer: Optimizer, generator: torch.Generator, seed: int) -> None:
-        # a seed of its own, as in random_flip
-        self.generator = torch.Generator(generator.device).manual_seed(generator.initial_seed() + 3)
-        for module in self.modules:
-            module.generator = self.generator
-
-    def spread(self, world: World) -> None:
-        for module in self.modules:
-            module.world = world
-
-    def generators(self) -> list[torch.Generator]:
-        return [self.generator]
-
-    def state(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"].cpu())
