@@ -29,8 +29,8 @@ def has_twin(model: nn.Module, site: str) -> bool:
 
 
 def place_tint(model: nn.Module, place: str) -> str:
-    """A place's colour in the diagram (a kind, a stage, sites joined by +; with ", after ReLU" where the flip is there):
-    of several sites the common one, else a neutral one.
+    """A place's colour in the diagram (sites as an Experiment names them; with ", after ReLU" where the flip is
+    there): of several sites the common one, else a neutral one.
     """
     where, _, late = place.partition(",")
     twins = {bool(has_twin(model, name) and not late) for name in sites(model, where)}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from fer_lib.curves import data_words
-from fer_lib.palette import BLACK, GREY, SIGNS, Look, arm_look
+from fer_lib.palette import BLACK, CYCLE, GREY, SIGNS, Look, arm_look
 from fer_lib.statistics import equivalence_power, t_interval
 from fer_lib.sweeps import Arm
 from fer_lib.w_figures import LIN, MARKS
@@ -169,10 +169,11 @@ def power_of_equality(sds: Mapping[str, tuple[float, int]], margin: float, wante
     """
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     ax, seeds = figure.subplots(), np.unique(np.round(np.geomspace(3, most, 16)).astype(int))
-    for (name, (sd, n)), line in zip(sds.items(), ("-", "--", "-.", ":") * len(sds)):
-        curve, = ax.plot(seeds, [equivalence_power(sd, int(k), margin) for k in seeds], line, lw=1.6,
-                         label=f"{name}: sd {sd:.4f}")
-        ax.plot(n, equivalence_power(sd, n, margin), "D", color=curve.get_color(), ms=6)
+    for k, (name, (sd, n)) in enumerate(sds.items()):
+        line, color = ("-", "--", "-.", ":")[k % 4], CYCLE[k % len(CYCLE)]
+        ax.plot(seeds, [equivalence_power(sd, int(m), margin) for m in seeds], line, color=color, lw=1.6,
+                label=f"{name}: sd {sd:.4f}")
+        ax.plot(n, equivalence_power(sd, n, margin), "D", color=color, ms=6)
     ax.axhline(wanted, color=GREY, lw=.8)
     ax.set(xlabel="seeds; diamond: what is here", ylabel=f"chance to show it within ± {margin:g}", ylim=(0, 1),
            xlim=(0, most))

@@ -113,16 +113,21 @@ def differences(found: Mapping[str, Records], rows: Iterable[tuple[str, str, str
     """
     parts = []
     for row, arm, *pair in rows:
-        sides = []
-        for study, name in (side.split("/", 1) for side in pair):
-            runs = found[study].runs if study in found else pd.DataFrame(columns=["name", "seed", "env_device"])
-            sides.append(runs[runs["name"] == name].set_index(["seed", "env_device"]).get(measure, pd.Series()))
+        sides = [_scores(found, label, measure) for label in pair]
         both = sides[0].index.intersection(sides[1].index)
-        values = (sides[0][both] - sides[1][both]).dropna().astype(float)
+        values = (sides[0][both] - sides[1][both]).dropna()
         parts.append(pd.DataFrame({"row": row, "arm": arm, "seed": [seed for seed, _ in values.index],
                                    "value": values.to_numpy()}))
     known = [part for part in parts if len(part)]
     return pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=["row", "arm", "seed", "value"])
+
+
+def _scores(found: Mapping[str, Records], label: str, measure: str) -> pd.Series:
+    """The measure of study/arm by seed and device; empty where there are no records."""
+    study, name = label.split("/", 1)
+    runs = found[study].runs if study in found else pd.DataFrame(columns=["name", "seed", "env_device", measure])
+    own = runs[runs["name"] == name]
+    return pd.Series(own[measure].to_numpy(float), pd.MultiIndex.from_frame(own[["seed", "env_device"]]))
 
 
 def by_setting(found: Mapping[str, Records], method: str, setting: str, measure: str) -> pd.DataFrame:
@@ -163,7 +168,7 @@ def by_place(found: Mapping[str, Records], measure: str, baseline: str = "table1
 
 def power_table(table: pd.DataFrame, margin: float) -> pd.DataFrame:
     """What it takes to show the pairs of `differences` equal, a row each: n, mean and sd; the difference that a test
-    with n seeds finds four times in five; if they are equal, the chance that TOST shows it with n, and the seeds for .8.
+    with n seeds finds four times in five; if they are equal, the chance that TOST shows it, and the seeds for .8.
     """
     rows = []
     for (row, arm), own in table.groupby(["row", "arm"], sort=False):
