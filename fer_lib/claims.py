@@ -50,6 +50,7 @@ class Sample:
     notes: tuple[str, ...] = ()
     reason: str = ""
     drawn: bool = False                                 # of drawn faces: they describe and judge nothing
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
         result = result - (values[contrast.against[0]][seeds] - values[contrast.against[1]][seeds])
     ids = tuple(runs[arm]["id"][s] for arm in runs for s in seeds)
     drawn = any(bool(runs[arm]["drawn"].any()) for arm in runs)
-    return Sample(result, ids, tuple(notes), drawn=drawn)
+    data = tuple(sorted({name for arm in runs for name in runs[arm]["data"]}))
+    return Sample(result, ids, tuple(notes), drawn=drawn, data=data)
 
 
 def _nothing(reason: str, notes: Sequence[str] = ()) -> Sample:

@@ -61,7 +61,7 @@ def test_pictures_are_the_figures_png_only(path):
             assert kinds <= {"text/plain", "text/html", "image/png"}
             assert "<img" not in str(output.get("data", {}).get("text/html", ""))
             if "image/png" in kinds:
-                assert re.search(r"figures\.png\(|figures\.picture\(|\.show\(live|watch\(run\)|monitor\(", cell.source)
+                assert re.search(r"figures\.png\(|\bpicture\(|\.show\(live|watch\(run\)|monitor\(", cell.source)
                 assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
 
 
@@ -221,7 +221,8 @@ def nbval(tmp_path_factory) -> subprocess.CompletedProcess:
     folder = tmp_path_factory.mktemp("nbval")
     (folder / "fer_lib").symlink_to(ROOT / "fer_lib")
     (folder / "notebooks").mkdir()
-    (folder / "notebooks" / "results").symlink_to(ROOT / "notebooks" / "results")
+    for name in ("results", "studies"):
+        (folder / "notebooks" / name).symlink_to(ROOT / "notebooks" / name)
     notebook = nbformat.read(TABLE, 4)
     nbformat.write(notebook, folder / "notebooks" / "as_stored.ipynb")
     cell, = (c for c in notebook.cells if "compare_arms(runs, measure)" in c.source)
