@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from fer_lib.claims_file import Claim, ClaimError, Claims, Contrast, at_size, read_claims
-from fer_lib.event_metrics import measured
+from fer_lib.event_metrics import measured, only_counted
 from fer_lib.files import RecordError
 from fer_lib.records import read_records
 from fer_lib.statistics import (
@@ -168,7 +168,8 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
         runs[arm], values[arm] = own.set_index(own["seed"] - shift), found.dropna()
         values[arm].index -= shift
         if missing := len(found) - len(values[arm]):
-            notes.append(f"{missing} of {len(found)} runs of {arm} have no {contrast.metric}")
+            notes.append(f"{missing} of {len(found)} runs of {arm} have no {contrast.metric}" + (
+                "; of their flips the records keep only the number" if only_counted(study.records, name) else ""))
         if unfinished := study.unfinished(name):
             notes.append(f"{unfinished} runs of {arm} are not finished")
     compared = [contrast.a + contrast.b] + ([contrast.against] if contrast.against else [])

@@ -7,7 +7,8 @@ use the real one.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from fer_lib.experiment import Experiment
 hypothesis.settings.register_profile("suite", derandomize=True)
 if "FER_FUZZ_CASES" not in os.environ:
     hypothesis.settings.load_profile("suite")
-
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -175,3 +175,15 @@ def data() -> PackedDataset:
 def packed(tmp_path: Path) -> Path:
     """A packed data set on disk, with soft labels."""
     return write_packed(tmp_path / "packed" / "fake", make_data(soft=True))
+
+
+@pytest.fixture
+def full_disk(tmp_path) -> Iterator[Path]:
+    """A disk with room for the first files of a run, where this process may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "none", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk to fill, mounting is not allowed here ({mounted.stderr.decode().strip()[:60]})")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
