@@ -75,7 +75,7 @@ def forest(verdicts: Sequence[ClaimVerdict], metric: str, label: str, title: str
     shown = [c for v in verdicts for c in v.contrasts if c.contrast.metric == metric and c.judgement.n]
     if not shown:
         raise ValueError(f"no records of {metric} for {', '.join(v.claim.name for v in verdicts)}")
-    names = [fill(f"{short(c)} (n = {c.judgement.n})", 40) for c in shown]
+    names = [fill(f"{short(c)} (n = {c.judgement.n})", 44) for c in shown]
     height = 1.1 + sum(.36 + .14 * (name.count("\n") + 1) for name in names)
     figure = Figure(figsize=(8.5, height), layout="constrained")
     ax = figure.subplots()
