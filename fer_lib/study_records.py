@@ -56,12 +56,14 @@ def missing(workspace: Workspace, name: str, size: str = "standard") -> str:
     said = f"No records of the study '{folder}' are here (neither in notebooks/results/{folder} nor in runs/{folder})."
     if not _file(workspace, name).exists():
         return f"{said} This version of the kit has no notebooks/studies/{name}.yml to make them with."
-    return f"{said} {_how(workspace, name, size)}"
+    seeds = _seeds(workspace, name, size)
+    return f"{said} To make them: {_command(name, size)}, {sum(seeds.values())} runs ({len(seeds)} arms)." \
+           f"{_cost(workspace, sum(seeds.values()), size)}"
 
 
 def lacking(workspace: Workspace, found: Mapping[str, Records], wanted: Sequence[str], size: str = "standard") -> str:
-    """What a part of a notebook needs and `found` (`studies_in`) doesn't have, and how to make it; empty where all is
-    here. wanted: STUDY, of which any arm will do, or STUDY/ARM.
+    """What a part of a notebook needs and `found` (`studies_in`) doesn't have, and how to make it: a line a study, then
+    its command; empty where all is here. wanted: STUDY, of which any arm will do, or STUDY/ARM.
     """
     said = []
     for study in dict.fromkeys(name.split("/")[0] for name in wanted):
@@ -72,7 +74,7 @@ def lacking(workspace: Workspace, found: Mapping[str, Records], wanted: Sequence
         elif not set(arms) <= here:
             arms = [arm for arm in arms if arm not in here]
             said.append(f"No records of {study}/{', '.join(arms)} here. {_how(workspace, study, size, arms)}")
-    return " ".join(said)
+    return "\n".join(said)
 
 
 def what_is_here(workspace: Workspace, found: Mapping[str, Records], names: Sequence[str], size: str) -> list[str]:
@@ -85,7 +87,7 @@ def what_is_here(workspace: Workspace, found: Mapping[str, Records], names: Sequ
             kind = "drawn faces: they show how it works and judge nothing" if runs["drawn"].any() else "photographs"
             lines.append(f"{name}: {', '.join(runs['data'].unique())} ({kind}); seeds: {arms}")
         else:
-            lines.append(f"{name}: {lacking(workspace, found, [name], size)}")
+            lines.append(lacking(workspace, found, [name], size))
     return lines
 
 
@@ -96,8 +98,8 @@ def _how(workspace: Workspace, name: str, size: str, arms: Sequence[str] = ()) -
     if not chosen:
         return f"The study's size '{size}' has none of them."
     runs, some = sum(seeds[arm] for arm in chosen), f" --arms {','.join(chosen)}" if len(chosen) < len(seeds) else ""
-    return f"To make them: {_command(name, size)}{some}, {runs} runs ({len(chosen)} arms)." \
-           f"{_cost(workspace, runs, size)}"
+    return f"To make them, {runs} runs ({len(chosen)} arms).{_cost(workspace, runs, size)}\n" \
+           f"    {_command(name, size)}{some}"
 
 
 def _command(name: str, size: str) -> str:
@@ -155,7 +157,7 @@ def to_make(workspace: Workspace, verdicts: Sequence[ClaimVerdict]) -> str:
     lacking: dict[str, list[str]] = {}
     size = "standard"
     for c in (c for v in verdicts for c in v.contrasts):
-        if c.judgement.n < (1 if c.contrast.direction == "shown" else c.contrast.n):
+        if c.judgement.n < (1 if c.contrast.direction == "shown" or c.sample.drawn else c.contrast.n):
             for arm in c.contrast.arms:
                 study, name = arm.split("/", 1)
                 study, _, size = study.partition("-") if not _file(workspace, study).exists() else (study, "", size)

@@ -5,6 +5,7 @@ Everything is computed from `claims.judge`; nothing here decides.
 
 from collections.abc import Sequence
 from html import escape
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -82,9 +83,13 @@ def page(table: pd.DataFrame, summary: str = "") -> HTML:
 
 
 def short(c: ContrastVerdict) -> str:
-    """The contrast's label, without the study where both arms have the same."""
-    label, studies = c.contrast.label, {arm.split("/")[0] for arm in c.contrast.arms}
-    return label.replace(f"{studies.pop()}/", "") if len(studies) == 1 else label
+    """The contrast's label: the study once, before it, where all arms have the same; table1, which most have, is left
+    out, and so is the size of drawn faces' records.
+    """
+    label = c.contrast.label.replace("-quick/", "/").replace("table1/", "")
+    studies = {arm.split("/")[0].removesuffix("-quick") for arm in c.contrast.arms}
+    study = studies.pop() if len(studies) == 1 else ""
+    return label if study in ("", "table1") else f"{study}: {label.replace(f'{study}/', '')}"
 
 
 def number(i: Interval) -> str:
@@ -109,7 +114,9 @@ def forest(verdicts: Sequence[ClaimVerdict], metric: str, label: str, title: str
     shown = [c for v in verdicts for c in v.contrasts if c.contrast.metric == metric and c.judgement.n]
     if not shown:
         raise ValueError(f"no records of {metric} for {', '.join(v.claim.name for v in verdicts)}")
-    figure = Figure(figsize=(8.5, 1.1 + .5 * len(shown)), layout="constrained")
+    names = [fill(f"{short(c)} (n = {c.judgement.n})", 44) for c in shown]
+    height = 1.1 + sum(.36 + .14 * (name.count("\n") + 1) for name in names)
+    figure = Figure(figsize=(8.5, height), layout="constrained")
     ax = figure.subplots()
     margin = max(c.contrast.margin for c in shown)
     if margin:
@@ -121,7 +128,7 @@ def forest(verdicts: Sequence[ClaimVerdict], metric: str, label: str, title: str
     if papers:
         rows, values = zip(*papers)
         ax.plot(values, rows, "x", color=RED, ms=8, mew=2, label="paper (AffectNet)")
-    ax.set_yticks(range(len(shown)), [f"{short(c)} (n = {c.judgement.n})" for c in shown])
+    ax.set_yticks(range(len(shown)), names, fontsize=8)
     ax.set_ylim(len(shown) - .5, -.5)
     ax.set_xlabel(label)
     ax.spines[["top", "right"]].set_visible(False)

@@ -54,6 +54,10 @@ QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
              "8 steps, 2 toggles; largest difference: 0.0\n", "exact negatives: 0; others: 0\n",
              "BN negated, Adam's moment too: differs from the flip by at most 0, on average +0\n",
              "random: gaussian_noise, dropout\n"]),
+         "05_periodic": ({"epochs": 2, "flip_interval": 12}, [
+             "toggles act from steps [12, 24, 36, 48] | as recorded: True", "losses before step 12: 0.0"]),
+         "06_dropout": ({"epochs": 1, "dropout_p": .5}, [
+             "dropout at 8 places, p = 0.5; evaluation drops something: False"]),
          "07_dynamic": ({"epochs": 1, "panel_steps": 300, "live": "off"}, [
              "within 50 steps, a network in double precision: [26]", "adamw: 0 flips in 50 steps",
              "flips without momentum (β₁ = 0): 0"]),
