@@ -109,6 +109,7 @@ def _run_row(path: Path, result: dict) -> dict:
     row = {k: result[k] for k in ("study", "name", "method", "seed", "id", "status", "steered", "seconds",
                                   "images_per_second", "max_val_macro_f1", "min_train_loss", "steps",
                                   "steps_per_epoch")}
+    row |= {k: result.get(k) for k in ("runs_together", "peak_memory_bytes")}       # older records don't have them
     for part in ("chosen", "last", "flips", "n"):
         row |= {f"{part}_{k}": v for k, v in result[part].items()}
     row |= {f"setting_{k}": v for k, v in head["experiment"].items() if k not in ("study", "name", "seed", "method")}

@@ -104,7 +104,7 @@ class Run:
         return self.status == "finished"
 
     def clear_halves(self) -> None:
-        """Remove files that a killed process was writing: ours, and those of safetensors, which writes aside as well."""
+        """Remove files that a killed process was writing: ours, and those of safetensors, which writes aside too."""
         for pattern in (".*.tmp", ".tmp??????"):
             for half in self.path.glob(pattern):
                 half.unlink(missing_ok=True)

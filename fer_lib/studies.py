@@ -43,8 +43,8 @@ class Study:
 
 
 def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, object] | None = None,
-               name: str | None = None, size: str = "standard") -> Study:
-    """Read a study file; `changes` override its settings, `name` its folder below runs/.
+               name: str | None = None, size: str = "standard", arms: list[str] | None = None) -> Study:
+    """Read a study file; `changes` override its settings, `name` its folder below runs/, `arms` takes some of its arms.
 
     Raises ParameterError naming what is wrong in it.
 
@@ -56,7 +56,7 @@ def read_study(path: Path, seeds: list[int] | None = None, changes: dict[str, ob
     NAME-paper.
     """
     content = _sized(_content(path), size, path.name)
-    settings, arms = content.get("settings") or {}, content["arms"]
+    settings, arms = content.get("settings") or {}, _taken(content["arms"], arms, path.name)
     name = name or str(content["study"]) + ("" if size == "standard" else f"-{size}")
     seeds = _seed_list(seeds if seeds is not None else content["seeds"], path.name)
     taken = {arm: _arm_seeds(arm, own or {}, seeds, path.name) for arm, own in arms.items()}
@@ -119,6 +119,13 @@ def _sized(content: dict, size: str, file: str) -> dict:
         raise ParameterError(f"'arms' of size '{size}' in '{file}' is a list of the study's arms, not {names!r}")
     return {**content, **own, "settings": {**(content.get("settings") or {}), **settings},
             "arms": {name: content["arms"][name] for name in names}}
+
+
+def _taken(all_arms: dict, names: list[str] | None, file: str) -> dict:
+    """The arms of these names, in the file's order; all without names."""
+    if unknown := [name for name in names or [] if name not in all_arms]:
+        raise ParameterError(f"no arm '{unknown[0]}' in '{file}' (choose from {', '.join(map(str, all_arms))})")
+    return {name: own for name, own in all_arms.items() if names is None or name in names}
 
 
 def _seed_list(seeds: object, file: str) -> list[int]:
@@ -256,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="folder of the records below runs/, in place of the study's name")
     parser.add_argument("--size", choices=SIZES, default="standard", help="which of the study's sizes (default: "
                         "standard); records of the others go to runs/NAME-quick and runs/NAME-paper")
+    parser.add_argument("--arms", help="only these of the study's arms, such as baseline,periodic")
     parser.add_argument("--seeds", help="in place of the study's, such as 0,1,2")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting for all arms")
     args = parser.parse_args(argv)
@@ -263,7 +271,8 @@ def main(argv: list[str] | None = None) -> int:
     workspace = find_workspace()
     try:
         changes = settings_of(args.set) | ({"device": args.device} if args.device else {})
-        study = read_study(args.study, _seeds(args.seeds), changes, args.name, args.size)
+        study = read_study(args.study, _seeds(args.seeds), changes, args.name, args.size,
+                           args.arms.split(",") if args.arms is not None else None)
         if args.workers < 1:
             raise ParameterError(f"--workers is at least 1, not {args.workers}")
         if args.together < 0:

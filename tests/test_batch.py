@@ -467,6 +467,11 @@ def test_an_arm_takes_the_first_of_the_seeds_or_others(tmp_path):
     assert len(read(tmp_path, text, seeds=[0]).experiments) == 2
 
 
+def test_some_of_the_arms_alone(tmp_path):
+    only = read(tmp_path, STUDY, seeds=[0, 1], arms=["baseline"])
+    assert [(e.label, e.seed) for e in only.experiments] == [("baseline", 0), ("baseline", 1)]
+
+
 # --- what is refused ---
 
 
@@ -515,6 +520,8 @@ REFUSED = {
     "bad seeds": (STUDY, ["--seeds", "0,x"], "--seeds takes whole numbers joined by commas, not '0,x'"),
     "empty seeds": (STUDY, ["--seeds", ""], "--seeds takes whole numbers"),
     "negative seed": (STUDY, ["--seeds=-1"], "seed = -1 is out of range"),
+    "no such arm": (STUDY, ["--arms", "dynamic,dynamik"], "no arm 'dynamik' in 'study.yml' (choose from"),
+    "empty arms": (STUDY, ["--arms", ""], "no arm '' in 'study.yml'"),
     "no worker": (STUDY, ["--workers", "0"], "--workers is at least 1, not 0"),
     "unknown device": (STUDY, ["--device", "tpu"], "unknown device 'tpu'"),
 }

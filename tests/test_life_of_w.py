@@ -129,5 +129,6 @@ def test_records_are_found_or_what_is_missing_is_told(tmp_path):
     assert counts["flips"].tolist() == [13, 4, 13, 5] and counts["first"].min() == 3366
     nowhere = Workspace(kit.root, tmp_path, tmp_path)
     assert find_study(nowhere, "quick") is None
-    assert "12 runs (4 arms, 3 seeds). A run of Table 1 took 150 s on NVIDIA H200" in missing(nowhere, "quick")
+    assert "12 runs (4 arms)." in missing(nowhere, "quick")
+    assert "147 runs (27 arms)." in missing(nowhere, "dynamics")         # arms may have a number of seeds of their own
     assert "has no notebooks/studies/nothing.yml" in missing(nowhere, "nothing")

@@ -91,7 +91,7 @@ class Command:
 
 COMMANDS = {
     "batch": Command(studies.main, lambda p: [str(p.study)],
-                     ("--workers", "--together", "--device", "--name", "--seeds", "--size", "--set")),
+                     ("--workers", "--together", "--device", "--name", "--arms", "--seeds", "--size", "--set")),
     "records": Command(records.main, lambda p: ["export", str(p.run.parent), "--out", str(p.folder / "small")],
                        ("--out", "--every")),
     "predict": Command(predict.main, lambda p: [str(p.run), str(p.picture)], ()),

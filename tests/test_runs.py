@@ -75,7 +75,7 @@ def test_what_killed_processes_left_half_written_goes(tmp_path):
     data = make_data()
     run = started(tmp_path, data, 1, **EVENTFUL)
     halves = [".checkpoint.safetensors.123.tmp", ".tmp7Dr0kp"]
-    for attempt in range(2):
+    for _ in range(2):
         for name in halves:
             (run.path / name).write_bytes(b"half")
         run = Run(run.experiment, data, tmp_path)
