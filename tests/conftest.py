@@ -7,7 +7,7 @@ use the real one.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from fer_lib.experiment import Experiment
 hypothesis.settings.register_profile("suite", derandomize=True)
 if "FER_FUZZ_CASES" not in os.environ:
     hypothesis.settings.load_profile("suite")
-
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -175,3 +174,41 @@ def data() -> PackedDataset:
 def packed(tmp_path: Path) -> Path:
     """A packed data set on disk, with soft labels."""
     return write_packed(tmp_path / "packed" / "fake", make_data(soft=True))
+
+
+# --- a JupyterLab and a browser (jupyterlab.py), for the tests that look at notebooks ---
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Of each module: while it is open, an event loop runs in this thread."""
+    from jupyterlab import find_browser, open_browser
+
+    assert find_browser(), "CI must install a browser"
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture
+def context(browser) -> Iterator[object]:
+    """A browser's fresh profile, with a window a notebook fits in."""
+    found = browser.new_context(viewport={"width": 1300, "height": 1150})
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def shared_place(tmp_path_factory) -> Iterator[object]:
+    from jupyterlab import Place
+
+    found = Place(tmp_path_factory.mktemp("newest"))
+    yield found
+    found.lab.stop()
+
+
+@pytest.fixture
+def place(shared_place) -> Iterator[object]:
+    """A running JupyterLab with notebooks as they come, no kernel and no run."""
+    shared_place.lab.end_sessions()
+    yield shared_place.fresh()
+    shared_place.lab.end_sessions()

@@ -33,7 +33,8 @@ pytestmark = pytest.mark.usefixtures("short_resnet")
 
 FINISHED = {"experiment.json", "environment.json", "history.parquet", "epochs.parquet", "flips.parquet",
             "model.safetensors", "result.json"}
-EVENTFUL = dict(method="dropout+dynamic", w0=0.001, epochs=3, augment="flip", schedule="plateau", schedule_epochs=1)
+EVENTFUL = dict(method="dropout+dynamic", w0=0.001, w_gradient="exact", epochs=3, augment="flip", schedule="plateau",
+                schedule_epochs=1)
 
 
 def trained(folder: Path, data: PackedDataset, **settings) -> Run:
