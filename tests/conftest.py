@@ -7,6 +7,8 @@ use the real one.
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ from fer_lib.experiment import Experiment
 hypothesis.settings.register_profile("suite", derandomize=True)
 if "FER_FUZZ_CASES" not in os.environ:
     hypothesis.settings.load_profile("suite")
+
+# a shell that starts the tests in the background lets them ignore Ctrl-C, and all processes that they start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
