@@ -7,9 +7,12 @@ use the real one.
 import hashlib
 import json
 import os
+import random
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +161,14 @@ def assert_same_bits(a: Trained, b: Trained) -> None:
 
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.LAYERS, "resnet18", (models.BasicBlock, [1, 1, 1, 1]))
+
+
+def free_port() -> int:
+    """For a server of a moment later: below the ports that systems give to whoever asks for any, such as kernels."""
+    while True:
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
+            return port
 
 
 @pytest.fixture

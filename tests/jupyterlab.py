@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
+from conftest import free_port
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
@@ -64,12 +66,6 @@ def set_parameters(notebook: Path, /, **values: object) -> None:
     nbformat.write(content, notebook)
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 class Lab:
     """A running JupyterLab. kernel_path: folders that its kernels import from first, such as another ipykernel."""
 
@@ -108,7 +104,10 @@ class Lab:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.read()
 
-        for session in json.loads(ask("sessions")):
+        sessions = json.loads(ask("sessions"))
+        for kernel in psutil.Process(self.process.pid).children() if sessions else ():
+            kernel.kill()                               # asked to go, one takes two seconds
+        for session in sessions:
             ask(f"sessions/{session['id']}", "DELETE")
 
     def url(self, notebook: str) -> str:
