@@ -1,6 +1,7 @@
 """Many runs as tables: from their directories, or from a study's few small files as `export` wrote them.
 
     python -m fer_lib.records export runs/NAME --out notebooks/results/NAME
+    python -m fer_lib.records export notebooks/results/NAME more/NAME --out notebooks/results/NAME      # joins them
 
 Nothing here imports torch: a laptop rebuilds every figure from records.
 """
@@ -8,13 +9,14 @@ Nothing here imports torch: a laptop rebuilds every figure from records.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fer_lib.files import RECORD_FORMAT, RecordError, write_table
+from fer_lib.files import RECORD_FORMAT, RecordError, write_atomically
 
 # single methods in this order, then combinations
 ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "gaussian_noise",
@@ -40,6 +42,9 @@ class Records:
 
 MOST_STEPS = 2 ** 31 - 1        # of a run: they are counted in 32 bits
 TABLES = ("epochs", "flips", "history")
+MOST_FLIPS = 50_000             # rows of one run in exported tables: more are signs drawn at each step
+SAME = ("id", "data_hash", "env_device", "env_precision", "steps", "chosen_epoch", "chosen_val_macro_f1",
+        "min_train_loss")       # of two records of one run
 
 
 def read_records(folder: Path) -> Records:
@@ -118,40 +123,110 @@ def _run_row(path: Path, result: dict) -> dict:
         f"env_{k}": v for k, v in env["packages"].items()}
 
 
-def export(folder: Path, out: Path, every: int = 64) -> Records:
-    """Write a study's records as a few small tables: histories keep each `every`-th step and w's mean, min and max.
+def export(folder: Path, out: Path, every: int = 64, most_flips: int = MOST_FLIPS) -> Records:
+    """Write a study's records as a few small tables: histories keep each `every`-th step and w's mean, min and max;
+    epochs keep F1 by class and the confusion matrix at the chosen and the last epoch; of runs with more rows of flips
+    than `most_flips` only their number is kept, in the runs table.
 
     Numbers only: no weights, no images. Raises RecordError where runs are unfinished.
     """
-    records = read_records(folder)
+    return join([folder], out, every, most_flips)
+
+
+def join(folders: Sequence[Path], out: Path, every: int = 64, most_flips: int = MOST_FLIPS) -> Records:
+    """`export` of one study whose records lie in several places, each a folder of runs or an exported study; `out` may
+    be one of them. A run that is in several of them is taken once.
+
+    Raises RecordError where runs are unfinished, of several studies, or differ though arm and seed are the same.
+    """
+    parts = [_small(read_records(folder), folder, every, most_flips) for folder in folders]
+    runs = pd.concat([part["runs"] for part in parts], ignore_index=True)
+    if len(studies := sorted(set(runs["study"]))) > 1:
+        raise RecordError(f"records of several studies ({', '.join(studies)}): export each into a folder of its own")
+    origin = np.repeat(np.arange(len(parts)), [len(part["runs"]) for part in parts])
+    again = _repeated(runs, [folders[k] for k in origin])
+    order = sorted(np.flatnonzero(~again), key=lambda n: (rank(runs["method"][n]), runs["name"][n], runs["seed"][n]))
+    tables = {"runs": runs.loc[order]}
+    taken = [set(zip(own["name"], own["seed"])) for own in (runs[(origin == k) & ~again] for k in range(len(parts)))]
+    for name in (*TABLES, "robustness"):
+        own = [table[[pair in keep for pair in zip(table["name"], table["seed"])]]
+               for table, keep in zip((part[name] for part in parts), taken) if len(table)]
+        tables[name] = pd.concat(own, ignore_index=True) if own else parts[0][name]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in reversed(tables.items()):        # runs last: what it doesn't list yet is not read
+        if len(table) or name != "robustness":
+            write_small_table(out / f"{name}.parquet", table)
+    return read_records(out)
+
+
+def _small(records: Records, folder: Path, every: int, most_flips: int) -> dict[str, pd.DataFrame]:
     if records.unfinished:
         raise RecordError(f"{len(records.unfinished)} runs in '{folder.name}' are not finished "
                           f"({records.unfinished[0]}): finish the study before exporting it")
-    history = records.history
-    keep = [c for c in history if not c.startswith(("w_sd/", "w_channel/"))]
-    history = history.loc[history["step"] % every == 0, keep]
-    floats = history.select_dtypes("float").columns
-    history = history.astype({c: np.float32 for c in floats})
-    out.mkdir(parents=True, exist_ok=True)
-    measured = [("robustness", records.robustness)] if len(records.robustness) else []
-    for name, table in (("runs", records.runs), ("epochs", records.epochs), ("flips", records.flips),
-                        ("history", history), *measured):
-        write_table(out / f"{name}.parquet", table.drop(columns=[c for c in table if c == "setting_data"]))
-    return read_records(out)
+    history, flips = records.history, records.flips
+    if len(history):
+        keep = [c for c in history if not c.startswith(("w_sd/", "w_channel/"))]
+        history = history.loc[history["step"] % every == 0, keep]
+        history = history.astype({c: np.float32 for c in history.select_dtypes("float").columns})
+    epochs = records.epochs.copy()
+    if len(epochs):
+        ends = records.runs.set_index(["name", "seed"])[["chosen_epoch", "last_epoch"]]
+        own = ends.loc[list(zip(epochs["name"], epochs["seed"]))].to_numpy()
+        other = (epochs["epoch"].to_numpy()[:, None] != own).all(1)
+        epochs.loc[other, ["f1", "confusion"]] = None
+    if len(flips):
+        flips = flips[flips.groupby(["name", "seed"])["step"].transform("size") <= most_flips]
+    tables = {"runs": records.runs, "epochs": epochs, "flips": flips, "history": history,
+              "robustness": records.robustness}
+    return {name: table.drop(columns=[c for c in table if c == "setting_data"]) for name, table in tables.items()}
+
+
+def _repeated(runs: pd.DataFrame, folders: Sequence[Path]) -> np.ndarray:
+    """True for each row whose run is in an earlier one as well. Raises RecordError where the two differ."""
+    again = np.zeros(len(runs), bool)
+    first: dict[tuple, int] = {}
+    for n, pair in enumerate(zip(runs["name"], runs["seed"])):
+        k = first.setdefault(pair, n)
+        if k == n:
+            continue
+        for column in SAME:
+            if runs[column][k] != runs[column][n]:
+                raise RecordError(f"two runs of arm '{pair[0]}', seed {pair[1]}, differ in {column} "
+                                  f"({runs[column][k]} in '{folders[k].name}', {runs[column][n]} in "
+                                  f"'{folders[n].name}'): leave one out")
+        again[n] = True
+    return again
+
+
+def write_small_table(path: Path, table: pd.DataFrame) -> None:
+    """Half the size of `write_table`'s, and slower: floats are stored byte by byte, which compresses them."""
+    floats = list(table.select_dtypes("float").columns)
+    write_atomically(path, lambda p: table.to_parquet(
+        p, index=False, compression="zstd", compression_level=19, use_dictionary=[c for c in table if c not in floats],
+        column_encoding={c: "BYTE_STREAM_SPLIT" for c in floats}))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fer_lib.records", description="Records of runs, as small tables.")
     commands = parser.add_subparsers(dest="command", required=True)
-    export_command = commands.add_parser("export", help="write a study's records as small tables (numbers only)")
-    export_command.add_argument("study", type=Path, help="a folder of runs, such as runs/quick")
-    export_command.add_argument("--out", type=Path, required=True, help="such as notebooks/results/quick")
+    export_command = commands.add_parser(
+        "export", help="write a study's records as small tables (numbers only)",
+        description="Several places are joined: runs of one study that were made on different machines, or at other "
+                    "times. A run that is in two of them is taken once.")
+    export_command.add_argument("study", type=Path, nargs="+", help="a folder of runs, such as runs/quick, or an "
+                                "exported study, such as notebooks/results/table1")
+    export_command.add_argument("--out", type=Path, required=True, help="such as notebooks/results/quick; may be one "
+                                "of those that are read")
     export_command.add_argument("--every", type=int, default=64, help="keep each N-th step of the history")
+    export_command.add_argument("--most-flips", type=int, default=MOST_FLIPS, metavar="N",
+                                help=f"of runs with more rows of flips keep only their number (default: {MOST_FLIPS})")
     args = parser.parse_args(argv)
     try:
-        if not 1 <= args.every <= MOST_STEPS:
-            raise ValueError(f"--every is a whole number from 1 to {MOST_STEPS}, not {args.every}")
-        records = export(args.study, args.out, args.every)
+        for name in ("every", "most_flips"):
+            if not 1 <= getattr(args, name) <= MOST_STEPS:
+                raise ValueError(f"--{name.replace('_', '-')} is a whole number from 1 to {MOST_STEPS}, not "
+                                 f"{getattr(args, name)}")
+        records = join(args.study, args.out, args.every, args.most_flips)
     except (RecordError, ValueError, OSError) as error:
         print(f"records: {error}", file=sys.stderr)
         return 2

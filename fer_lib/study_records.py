@@ -3,7 +3,7 @@
 Nothing here imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,8 @@ from fer_lib.claims import ClaimVerdict, judge
 from fer_lib.claims_file import ClaimError, at_size, read_claims
 from fer_lib.records import Records, read_records
 from fer_lib.workspace import Workspace
+
+SIZES = ("quick", "standard", "paper")
 
 
 def places(workspace: Workspace, name: str) -> list[Path]:
@@ -30,29 +32,95 @@ def find_study(workspace: Workspace, name: str) -> Records | None:
     return None
 
 
-def missing(workspace: Workspace, name: str) -> str:
+def studies_in(workspace: Workspace, names: Sequence[str], records: str = "notebooks/results",
+               size: str = "standard") -> dict[str, Records]:
+    """By study, its records at that size below the folder `records`, a folder a study; those without finished runs are
+    left out. Raises ClaimError for a size or a folder that there isn't.
+    """
+    if size not in SIZES:
+        raise ClaimError(f"no size '{size}' (choose from {', '.join(SIZES)})")
+    if not (workspace.root / records).is_dir():
+        raise ClaimError(f"no folder of records at '{records}'")
+    found = {}
+    for name in names:
+        place = workspace.root / records / (name if size == "standard" else f"{name}-{size}")
+        if (place / "runs.parquet").exists() or any(place.rglob("result.json")):
+            own = read_records(place)
+            found |= {name: own} if len(own.runs) else {}
+    return found
+
+
+def missing(workspace: Workspace, name: str, size: str = "standard") -> str:
     """What to do for a study without records, and what it costs by the records that came with the kit."""
-    said = f"No records of the study '{name}' are here (neither in notebooks/results/{name} nor in runs/{name})."
+    folder = name if size == "standard" else f"{name}-{size}"
+    said = f"No records of the study '{folder}' are here (neither in notebooks/results/{folder} nor in runs/{folder})."
     if not _file(workspace, name).exists():
         return f"{said} This version of the kit has no notebooks/studies/{name}.yml to make them with."
-    seeds = _seeds(workspace, name)
-    return f"{said} To make them: python -m fer_lib.batch notebooks/studies/{name}.yml, {sum(seeds.values())} runs " \
-           f"({len(seeds)} arms).{_cost(workspace, sum(seeds.values()))}"
+    return f"{said} {_how(workspace, name, size)}"
+
+
+def lacking(workspace: Workspace, found: Mapping[str, Records], wanted: Sequence[str], size: str = "standard") -> str:
+    """What a part of a notebook needs and `found` (`studies_in`) doesn't have, and how to make it; empty where all is
+    here. wanted: STUDY, of which any arm will do, or STUDY/ARM.
+    """
+    said = []
+    for study in dict.fromkeys(name.split("/")[0] for name in wanted):
+        arms = [name.split("/", 1)[1] for name in wanted if name.startswith(f"{study}/")]
+        here = set(found[study].runs["name"]) if study in found else set()
+        if not here:
+            said.append(f"No records of {study} here. {_how(workspace, study, size)}")
+        elif not set(arms) <= here:
+            arms = [arm for arm in arms if arm not in here]
+            said.append(f"No records of {study}/{', '.join(arms)} here. {_how(workspace, study, size, arms)}")
+    return " ".join(said)
+
+
+def what_is_here(workspace: Workspace, found: Mapping[str, Records], names: Sequence[str], size: str) -> list[str]:
+    """A line a study: its data, arms and seeds, or what to do where there are no records."""
+    lines = []
+    for name in names:
+        if name in found:
+            runs = found[name].runs
+            arms = ", ".join(f"{arm} {n}" for arm, n in runs.groupby("name", sort=False).size().items())
+            kind = "drawn faces: they show how it works and judge nothing" if runs["drawn"].any() else "photographs"
+            lines.append(f"{name}: {', '.join(runs['data'].unique())} ({kind}); seeds: {arms}")
+        else:
+            lines.append(f"{name}: {lacking(workspace, found, [name], size)}")
+    return lines
+
+
+def _how(workspace: Workspace, name: str, size: str, arms: Sequence[str] = ()) -> str:
+    """The command that makes a study's records, or those of some of its arms, and what that costs."""
+    seeds = _seeds(workspace, name, size)
+    chosen = [arm for arm in seeds if arm in arms or not arms]
+    if not chosen:
+        return f"The study's size '{size}' has none of them."
+    runs, some = sum(seeds[arm] for arm in chosen), f" --arms {','.join(chosen)}" if len(chosen) < len(seeds) else ""
+    return f"To make them: {_command(name, size)}{some}, {runs} runs ({len(chosen)} arms)." \
+           f"{_cost(workspace, runs, size)}"
+
+
+def _command(name: str, size: str) -> str:
+    return f"python -m fer_lib.batch notebooks/studies/{name}.yml" + ("" if size == "standard" else f" --size {size}")
 
 
 def _file(workspace: Workspace, name: str) -> Path:
     return workspace.root / "notebooks" / "studies" / f"{name}.yml"
 
 
-def _seeds(workspace: Workspace, name: str) -> dict[str, int]:
-    """The number of seeds of each arm."""
+def _seeds(workspace: Workspace, name: str, size: str = "standard") -> dict[str, int]:
+    """The number of seeds of each arm that runs at that size."""
     content = yaml.safe_load(_file(workspace, name).read_text())
-    seeds = content["seeds"] if isinstance(content["seeds"], int) else len(content["seeds"])
-    return {arm: min(seeds, (own or {}).get("seeds", seeds)) for arm, own in content["arms"].items()}
+    own = (content.get("sizes") or {}).get(size) or {}
+    seeds, arms = own.get("seeds", content["seeds"]), own.get("arms", list(content["arms"]))
+    seeds = seeds if isinstance(seeds, int) else len(seeds)
+    return {arm: min(seeds, (content["arms"][arm] or {}).get("seeds", seeds)) for arm in arms}
 
 
-def _cost(workspace: Workspace, runs: int) -> str:
+def _cost(workspace: Workspace, runs: int, size: str = "standard") -> str:
     """What so many runs cost by the Table 1 that came with the kit: runs share a GPU, so each takes a part of it."""
+    if size != "standard":                              # nothing of another size came with it
+        return ""
     found = find_study(workspace, "table1")
     if found is None or "runs_together" not in found.runs or not found.runs["runs_together"].notna().any():
         return ""
@@ -83,19 +151,24 @@ def to_make(workspace: Workspace, verdicts: Sequence[ClaimVerdict]) -> str:
     is lacking.
     """
     lacking: dict[str, list[str]] = {}
+    size = "standard"
     for c in (c for v in verdicts for c in v.contrasts):
         if c.judgement.n < (1 if c.contrast.direction == "shown" else c.contrast.n):
             for arm in c.contrast.arms:
                 study, name = arm.split("/", 1)
+                study, _, size = study.partition("-") if not _file(workspace, study).exists() else (study, "", size)
                 names = lacking.setdefault(study, [])
                 names += [name] if name not in names else []
     lines, runs = [], 0
     for study, names in lacking.items():
-        seeds = _seeds(workspace, study)
+        seeds = _seeds(workspace, study, size)
+        names = [name for name in names if name in seeds]
+        if not names:                                   # that size has none of them
+            continue
         runs += sum(seeds[name] for name in names)
         arms = "" if set(names) == set(seeds) else f" --arms {','.join(names)}"
-        lines.append(f"python -m fer_lib.batch notebooks/studies/{study}.yml{arms}")
-    return "\n".join(lines) + f"\n{runs} runs at most.{_cost(workspace, runs)}" if lines else ""
+        lines.append(_command(study, size) + arms)
+    return "\n".join(lines) + f"\n{runs} runs at most.{_cost(workspace, runs, size)}" if lines else ""
 
 
 def flips_by_run(flips: pd.DataFrame) -> pd.DataFrame:

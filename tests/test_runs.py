@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,18 +22,20 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 import fer_lib
-from fer_lib import checkpoint, engine, files, runs
+from fer_lib import checkpoint, engine, files, records, runs
 from fer_lib.checkpoint import read_state, write_state
 from fer_lib.data import PackedDataset, open_packed
+from fer_lib.event_metrics import measured
 from fer_lib.files import RecordError
 from fer_lib.groups import train_group
-from fer_lib.records import export, read_records
+from fer_lib.records import export, join, read_records
 from fer_lib.runs import Diverged, Run, record
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
 
 FINISHED = {"experiment.json", "environment.json", "history.parquet", "epochs.parquet", "flips.parquet",
             "model.safetensors", "result.json"}
+PACE = ["seconds", "images_per_second", "peak_memory_bytes", "runs_together"]
 EVENTFUL = dict(method="dropout+dynamic", w0=0.001, w_gradient="exact", epochs=3, augment="flip", schedule="plateau",
                 schedule_epochs=1)
 
@@ -60,8 +63,7 @@ def assert_same_record(a: Run, b: Run) -> None:
     pd.testing.assert_frame_equal(a.flips, b.flips, check_exact=True)
     ours, theirs = load_file(a.path / "model.safetensors"), load_file(b.path / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
-    pace = ("seconds", "images_per_second", "peak_memory_bytes", "runs_together")
-    assert {k: v for k, v in a.result.items() if k not in pace} == {k: v for k, v in b.result.items() if k not in pace}
+    assert {k: v for k, v in a.result.items() if k not in PACE} == {k: v for k, v in b.result.items() if k not in PACE}
 
 
 def listing(run: Run) -> set[str]:
@@ -434,23 +436,31 @@ def test_nothing_is_written_before_the_first_block(data, tmp_path):
 def test_records_are_read_and_exported_with_the_same_numbers(data, tmp_path):
     kept = [trained(tmp_path / "runs", data, study="s", method=m, seed=seed, w0=0.003)
             for m in ("dynamic", "baseline") for seed in (1, 0)]
-    records = read_records(tmp_path / "runs")
-    assert [*zip(records.runs["method"], records.runs["seed"])] == [
+    found = read_records(tmp_path / "runs")
+    assert [*zip(found.runs["method"], found.runs["seed"])] == [
         ("baseline", 0), ("baseline", 1), ("dynamic", 0), ("dynamic", 1)]
     for run in kept:
-        row = records.runs.set_index("id").loc[run.id]
+        row = found.runs.set_index("id").loc[run.id]
         assert row["chosen_val_macro_f1"] == run.result["chosen"]["val_macro_f1"]
         assert row["last_test_loss_clean"] == run.result["last"]["test_loss_clean"]
         assert row["setting_lr"] == 1e-3 and row["n_train"] == 64
-        own = records.history[records.history["id"] == run.id]
+        own = found.history[found.history["id"] == run.id]
         assert own["loss"].tolist() == run.history["loss"].tolist()
     small = export(tmp_path / "runs" / "s", tmp_path / "small", every=4)
-    shown = [c for c in records.runs if c != "setting_data"]
-    pd.testing.assert_frame_equal(small.runs, records.runs[shown], check_exact=True)
-    pd.testing.assert_frame_equal(small.epochs, records.epochs, check_exact=True)
-    pd.testing.assert_frame_equal(small.flips, records.flips, check_exact=True)
+    shown = [c for c in found.runs if c != "setting_data"]
+    pd.testing.assert_frame_equal(small.runs, found.runs[shown], check_exact=True)
+    by_class = ["f1", "confusion"]
+    pd.testing.assert_frame_equal(small.epochs.drop(columns=by_class), found.epochs.drop(columns=by_class),
+                                  check_exact=True)
+    at_ends = small.epochs.dropna(subset="confusion")
+    for run in kept:
+        assert set(at_ends.loc[at_ends["id"] == run.id, "epoch"]) == {run.result["chosen"]["epoch"], 2}
+    for column in by_class:
+        for here, there in zip(at_ends[column], found.epochs.loc[at_ends.index, column]):
+            np.testing.assert_array_equal(here, there)
+    pd.testing.assert_frame_equal(small.flips, found.flips, check_exact=True)
     assert sorted(small.history["step"].unique()) == [4, 8, 12, 16]
-    thinned = records.history[records.history["step"] % 4 == 0]
+    thinned = found.history[found.history["step"] % 4 == 0]
     np.testing.assert_array_equal(small.history["loss"], thinned["loss"].astype(np.float32))
     assert {p.name for p in (tmp_path / "small").iterdir()} == {
         "runs.parquet", "epochs.parquet", "flips.parquet", "history.parquet"}
@@ -464,6 +474,54 @@ def test_an_unfinished_study_is_not_exported(data, tmp_path):
     assert not (tmp_path / "small").exists()
     with pytest.raises(RecordError, match="no records in"):
         read_records(tmp_path / "nowhere")
+
+
+def tables(some: records.Records) -> dict[str, pd.DataFrame]:
+    return {name: getattr(some, name) for name in ("runs", "epochs", "flips", "history")}
+
+
+def test_records_of_several_places_are_joined_in_any_order_and_runs_in_two_taken_once(data, tmp_path):
+    for place, seeds in (("here", (0, 1)), ("there", (1, 2))):
+        for method in ("baseline", "dynamic"):
+            for seed in seeds:
+                trained(tmp_path / place, data, study="s", method=method, seed=seed, w0=.003)
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "here" / "s", whole)
+    shutil.copytree(tmp_path / "there" / "s", whole, dirs_exist_ok=True)
+    wanted = tables(export(whole, tmp_path / "wanted", every=4))
+    assert len(wanted["runs"]) == 6
+    export(tmp_path / "there" / "s", tmp_path / "small", every=4)
+    names = ["id", "step", "epoch", "split", "mode", "site"]
+    places = [tmp_path / "here" / "s", tmp_path / "small"]
+    for k, given in enumerate((places, places[::-1])):
+        joined = tables(join(given, tmp_path / f"joined{k}", every=4))
+        for name, table in wanted.items():
+            by = [c for c in names if c in table]
+            both = [t.drop(columns=["f1", "confusion"], errors="ignore").drop(columns=PACE, errors="ignore")
+                    .sort_values(by, ignore_index=True) for t in (joined[name], table)]
+            pd.testing.assert_frame_equal(*both, check_exact=True)
+    assert len(join(places, tmp_path / "small", every=4).runs) == 6
+
+
+def test_what_can_not_be_joined_is_named(data, tmp_path, capsys):
+    for place, changes in (("a", {}), ("b", {"lr": .002}), ("c", {"study": "other"})):
+        trained(tmp_path / place, data, **{"study": "s", "method": "baseline", "seed": 0, **changes})
+    for places, reason in ((("a", "b"), "two runs of arm 'baseline', seed 0, differ in id"),
+                           (("a", "c"), "records of several studies (other, s)"), (("a", "d"), "no records in 'd'")):
+        words = [str(tmp_path / place) for place in places]
+        assert records.main(["export", *words, "--out", str(tmp_path / "out")]) == 2
+        assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_signs_drawn_at_each_step_are_counted_and_not_exported(data, tmp_path):
+    for method in ("random_flip", "periodic"):
+        trained(tmp_path / "runs", data, study="s", method=method, seed=0, flip_interval=1)
+    small = export(tmp_path / "runs" / "s", tmp_path / "small", most_flips=20)
+    assert set(small.flips["name"]) == {"periodic"}
+    counts = small.runs.set_index("name")["flips_steps"]
+    assert counts["random_flip"] > 10
+    assert measured(small, "random_flip", "flip_count")[0] == counts["random_flip"]
+    assert np.isnan(measured(small, "random_flip", "interval_cv")[0])
 
 
 def test_data_on_disk_trains_like_data_in_memory(tmp_path):
