@@ -205,8 +205,9 @@ class Place:
         self.lab = Lab(self.project, self.runs, kernel_path)
 
     def fresh(self) -> "Place":
-        """Without a run, and with the notebooks as they come."""
-        shutil.rmtree(self.runs, ignore_errors=True)
+        """Without a run, with the notebooks as they come, and none of them open from before."""
+        for folder in (self.runs, self.project.parent / "home" / ".jupyter" / "lab" / "workspaces"):
+            shutil.rmtree(folder, ignore_errors=True)
         make_project(self.project)
         return self
 
