@@ -170,9 +170,14 @@ class Page:
     def look_at(self, selector: str):
         """The element, scrolled to: JupyterLab detaches what is far from sight."""
         element = self.page.locator(selector).first
-        element.wait_for(state="attached", timeout=60_000)
-        element.scroll_into_view_if_needed()
-        return element
+        for attempt in range(5):
+            element.wait_for(state="attached", timeout=60_000)
+            try:
+                element.scroll_into_view_if_needed()
+                return element
+            except Exception as error:                  # detached in this moment, because cells above it grew
+                if "not attached" not in str(error) or attempt == 4:
+                    raise
 
     def chart(self, steps: int = 1, timeout: float = 60.) -> dict:
         """The live chart's facts, once it has drawn a picture of at least so many steps."""
