@@ -170,9 +170,14 @@ class Page:
     def look_at(self, selector: str):
         """The element, scrolled to: JupyterLab detaches what is far from sight."""
         element = self.page.locator(selector).first
-        element.wait_for(state="attached", timeout=60_000)
-        element.scroll_into_view_if_needed()
-        return element
+        for attempt in range(5):
+            element.wait_for(state="attached", timeout=60_000)
+            try:
+                element.scroll_into_view_if_needed()
+                return element
+            except Exception as error:                  # detached in this moment, because cells above it grew
+                if "not attached" not in str(error) or attempt == 4:
+                    raise
 
     def chart(self, steps: int = 1, timeout: float = 60.) -> dict:
         """The live chart's facts, once it has drawn a picture of at least so many steps."""
@@ -205,8 +210,9 @@ class Place:
         self.lab = Lab(self.project, self.runs, kernel_path)
 
     def fresh(self) -> "Place":
-        """Without a run, and with the notebooks as they come."""
-        shutil.rmtree(self.runs, ignore_errors=True)
+        """Without a run, with the notebooks as they come, and none of them open from before."""
+        for folder in (self.runs, self.project.parent / "home" / ".jupyter" / "lab" / "workspaces"):
+            shutil.rmtree(folder, ignore_errors=True)
         make_project(self.project)
         return self
 

@@ -40,7 +40,6 @@ def page(browser, shared_place):
     assert page.errors == []
     context.close()
     shared_place.lab.end_sessions()
-    notebook.unlink()
 
 
 @pytest.mark.alone
