@@ -101,23 +101,40 @@ def _number(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
                     fontsize=8, va="center", color=color)
 
 
-def around_a_step(table: pd.DataFrame, title: str = "") -> Figure:
-    """The same at single steps: what toggles do to the loss, less that of a run without them; thin: a toggle.
-
-    table: a row a step from the toggle on (negative: before it), a column a toggle.
+def step_by_step(losses: Mapping[str, pd.Series], toggles: Sequence[int], title: str = "", before: int = 20,
+                 smooth: int = 5) -> Figure:
+    """Left: the losses of a run without and a run with toggles (in this order, by arm) by training step. Right: their
+    difference around each toggle, which is what the toggles did. All are means over `smooth` steps that don't cross a
+    toggle.
     """
-    figure = Figure(figsize=(8.5, 3.2), layout="constrained")
-    ax = figure.subplots()
-    look = sign_look(-1)
-    ax.plot(table.index, table, color=look.color, lw=.6, alpha=.5)
-    ax.plot(table.index, table.mean(axis=1), color=BLACK, lw=2, label=f"mean of {table.shape[1]} toggles")
-    ax.plot([], [], color=look.color, lw=.6, label="a toggle")
-    ax.axhline(0, color=GREY, lw=.8)
-    ax.axvline(-.5, color=GREY, lw=.8)
-    ax.set(xlabel="training steps since the toggle", ylabel="loss − loss without toggles")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=8, frameon=False)
-    ax.set_title(title, fontsize=8)
+    figure = Figure(figsize=(9.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    (_, plain), (_, flipped) = losses.items()
+    ends, numbers = [*toggles[1:], int(flipped.index.max()) + 1], []
+    for arm, loss in losses.items():
+        pieces = np.searchsorted(toggles, loss.index, side="right")
+        shown = loss.groupby(pieces).transform(lambda x: x.rolling(smooth, center=True, min_periods=1).mean())
+        left.plot(shown.index, shown, color=arm_look(arm).color, ls=arm_look(arm).line, lw=1.4, label=arm)
+    for k, (toggle, end) in enumerate(zip(toggles, ends)):
+        if k % 2 == 0:
+            left.axvspan(toggle, end, color=sign_look(-1).color, alpha=.1, lw=0, label="features flipped")
+        if end - toggle < smooth:
+            continue
+        gap, look = (flipped - plain).loc[toggle - before:end - 1], sign_look(-1 if k % 2 == 0 else 1)
+        shown = gap.groupby(gap.index >= toggle).transform(
+            lambda x: x.rolling(smooth, center=True, min_periods=1).mean())
+        right.plot(shown.index - toggle, shown, color=look.color, ls=look.line, lw=1.4,
+                   label="a toggle to −" if k % 2 == 0 else "a toggle back to +")
+        numbers.append((shown.iloc[-1], shown.index[-1] - toggle, str(k + 1), look.color))
+    _number(right, numbers)
+    right.axhline(0, color=GREY, lw=.8)
+    right.axvline(-.5, color=GREY, lw=.8)
+    left.set(xlabel="training step", ylabel="training loss")
+    right.set(xlabel="steps since the toggle", ylabel="loss with − loss without toggles")
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+    figure.suptitle(title, fontsize=8)
     return figure
 
 
@@ -251,4 +268,4 @@ def _legend(figure: Figure) -> None:
     for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
         found |= {name: handle for handle, name in zip(handles, labels) if name not in found}
-    figure.legend(found.values(), found.keys(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
+    figure.legend(found.values(), found.keys(), fontsize=8, frameon=False, loc="outside lower center", ncols=5)

@@ -57,12 +57,15 @@ def missing(workspace: Workspace, name: str, size: str = "standard") -> str:
     said = f"No records of the study '{folder}' are here (neither in notebooks/results/{folder} nor in runs/{folder})."
     if not _file(workspace, name).exists():
         return f"{said} This version of the kit has no notebooks/studies/{name}.yml to make them with."
-    return f"{said} {_how(workspace, name, size)}"
+    seeds = _seeds(workspace, name, size)
+    return f"{said} To make them: {_command(name, size)}, {sum(seeds.values())} runs ({len(seeds)} arms)." \
+           f"{_cost(workspace, sum(seeds.values()), size)}"
 
 
 def lacking(workspace: Workspace, found: Mapping[str, Records], wanted: Sequence[str], size: str = "standard") -> str:
-    """What a part of a notebook needs and `found` (`studies_in`) doesn't have, and how to make it; empty where all is
-    here. wanted: STUDY, of which any arm will do, STUDY/ARM, or STUDY/* for each arm that runs at that size.
+    """What a part of a notebook needs and `found` (`studies_in`) doesn't have, and how to make it: a line a study, then
+    its command; empty where all is here. wanted: STUDY, of which any arm will do, STUDY/ARM, or STUDY/* for each arm
+    that runs at that size.
     """
     said = []
     for study in dict.fromkeys(name.split("/")[0] for name in wanted):
@@ -74,7 +77,7 @@ def lacking(workspace: Workspace, found: Mapping[str, Records], wanted: Sequence
         elif not set(arms) <= here:
             arms = [arm for arm in arms if arm not in here]
             said.append(f"No records of {study}/{', '.join(arms)} here. {_how(workspace, study, size, arms)}")
-    return " ".join(said)
+    return "\n".join(said)
 
 
 def what_is_here(workspace: Workspace, found: Mapping[str, Records], names: Sequence[str], size: str) -> list[str]:
@@ -87,7 +90,7 @@ def what_is_here(workspace: Workspace, found: Mapping[str, Records], names: Sequ
             kind = "drawn faces: they show how it works and judge nothing" if runs["drawn"].any() else "photographs"
             lines.append(f"{name}: {', '.join(runs['data'].unique())} ({kind}); seeds: {arms}")
         else:
-            lines.append(f"{name}: {lacking(workspace, found, [name], size)}")
+            lines.append(lacking(workspace, found, [name], size))
     return lines
 
 
@@ -98,8 +101,8 @@ def _how(workspace: Workspace, name: str, size: str, arms: Sequence[str] = ()) -
     if not chosen:
         return f"The study's size '{size}' has none of them."
     runs, some = sum(seeds[arm] for arm in chosen), f" --arms {','.join(chosen)}" if len(chosen) < len(seeds) else ""
-    return f"To make them: {_command(name, size)}{some}, {runs} runs ({len(chosen)} arms)." \
-           f"{_cost(workspace, runs, size)}"
+    return f"To make them, {runs} runs ({len(chosen)} arms).{_cost(workspace, runs, size)}\n" \
+           f"    {_command(name, size)}{some}"
 
 
 def _command(name: str, size: str) -> str:
@@ -133,13 +136,15 @@ def _cost(workspace: Workspace, runs: int, size: str = "standard") -> str:
 
 
 def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "notebooks/results",
-           size: str = "standard") -> list[ClaimVerdict]:
+           size: str = "standard", file: str = "claims.yml") -> list[ClaimVerdict]:
     """The verdicts of these claims (all, without names) on the records below the folder `records`, a folder a study.
+
+    file: of notebooks/studies; choices.yml has, in the same form, what other readings of the paper would change.
 
     Raises ClaimError for a claims file or a size that can't be read, and for a claim or a folder that there isn't.
     """
-    file = workspace.root / "notebooks" / "studies" / "claims.yml"
-    claims = at_size(read_claims(file), file, size)
+    path = workspace.root / "notebooks" / "studies" / file
+    claims = at_size(read_claims(path), path, size)
     if unknown := [name for name in names if name not in {c.name for c in claims.claims}]:
         raise ClaimError(f"no claim '{unknown[0]}' (choose from {', '.join(c.name for c in claims.claims)})")
     if not (workspace.root / records).is_dir():
@@ -159,7 +164,7 @@ def to_make(workspace: Workspace, verdicts: Sequence[ClaimVerdict]) -> str:
     lacking: dict[str, list[str]] = {}
     size = "standard"
     for c in (c for v in verdicts for c in v.contrasts):
-        if c.judgement.n < (1 if c.contrast.direction == "shown" else c.contrast.n):
+        if c.judgement.n < (1 if c.contrast.direction == "shown" or c.sample.drawn else c.contrast.n):
             for arm in c.contrast.arms:
                 study, name = arm.split("/", 1)
                 study, _, size = study.partition("-") if not _file(workspace, study).exists() else (study, "", size)

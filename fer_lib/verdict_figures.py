@@ -4,15 +4,19 @@ Everything is computed from `claims.judge`; nothing here decides.
 """
 
 from collections.abc import Sequence
+from html import escape
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from fer_lib.claims import ClaimVerdict, ContrastVerdict
 from fer_lib.palette import BLACK, BLUE, GREEN, GREY, RED, Look
-from fer_lib.statistics import DESCRIPTIVE, FAILS, HOLDS, NOT_JUDGED, UNDECIDED
+from fer_lib.statistics import DESCRIPTIVE, FAILS, HOLDS, NOT_JUDGED, UNDECIDED, Interval
 
 VERDICTS = {HOLDS: Look(GREEN, "-", "D"), FAILS: Look(RED, "-", "X"), UNDECIDED: Look(BLACK, "-", "s"),
             DESCRIPTIVE: Look(BLUE, "--", "o"), NOT_JUDGED: Look(GREY, ":", "o")}
@@ -37,7 +41,7 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
             rows.append({
                 "claim": v.claim.name, "contrast": short(c), "measure": c.contrast.metric,
                 "n": f"{j.n} of {c.contrast.n}" if asked and j.n < c.contrast.n else f"{j.n}",
-                "ours [95 %]": f"{j.estimate:+.3f}",
+                "ours [95 %]": number(j.estimate),
                 "paper": "" if c.paper_difference is None else f"{c.paper_difference:+.3f}",
                 "claimed": claimed(c), "p": "" if np.isnan(j.p_adjusted) else f"{j.p_adjusted:.3g}",
                 "p within": "" if np.isnan(j.equivalent_p_adjusted) else f"{j.equivalent_p_adjusted:.3g}",
@@ -47,10 +51,50 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
     return table.loc[:, (table != "").any()] if rows else table
 
 
+def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
+    """A row a claim, as text. The numbers are those of its first judged contrast that has records; `contrasts` counts
+    those that are judged: all, and how many hold, don't hold, or are undecided.
+    """
+    rows = []
+    for v in verdicts:
+        asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
+        shown = next((c for c in asked if c.judgement.n), None)
+        row = {"claim": v.claim.name, "the paper says": v.claim.text, "verdict": v.verdict}
+        if shown is not None:
+            j, paper = shown.judgement, shown.paper_difference
+            p = j.p_adjusted if shown.contrast.direction in ("greater", "less") else j.equivalent_p_adjusted
+            row |= {"first of": f"{short(shown)}, {shown.contrast.metric}", "ours [95 %]": number(j.estimate),
+                    "paper": "" if paper is None else f"{paper:+.3f}",
+                    "ours − paper": "" if paper is None else f"{j.estimate.mean - paper:+.3f}",
+                    "n": f"{j.n} of {shown.contrast.n}", "p": "" if np.isnan(p) else f"{p:.3g}"}
+        counts = [(name, sum(c.judgement.verdict == name for c in asked)) for name in VERDICTS]
+        row |= {"contrasts": ", ".join(f"{k} {name}" for name, k in counts if k), "what is missing": v.reason}
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("").set_index("claim")
+
+
+def page(table: pd.DataFrame, summary: str = "") -> HTML:
+    """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it."""
+    styler = Styler(table, uuid="t", cell_ids=False, escape="html")     # a fixed name: the same page each time
+    body = styler.format_index(escape="html").format_index(escape="html", axis=1).set_table_styles([
+        {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal"},
+        {"selector": "td:nth-child(2)", "props": "min-width: 14em"}]).to_html()
+    return HTML(f"<details><summary>{escape(summary)}</summary>{body}</details>" if summary else body)
+
+
 def short(c: ContrastVerdict) -> str:
-    """The contrast's label, without the study where both arms have the same."""
-    label, studies = c.contrast.label, {arm.split("/")[0] for arm in c.contrast.arms}
-    return label.replace(f"{studies.pop()}/", "") if len(studies) == 1 else label
+    """The contrast's label: the study once, before it, where all arms have the same; table1, which most have, is left
+    out, and so is the size of drawn faces' records.
+    """
+    label = c.contrast.label.replace("-quick/", "/").replace("table1/", "")
+    studies = {arm.split("/")[0].removesuffix("-quick") for arm in c.contrast.arms}
+    study = studies.pop() if len(studies) == 1 else ""
+    return label if study in ("", "table1") else f"{study}: {label.replace(f'{study}/', '')}"
+
+
+def number(i: Interval) -> str:
+    """With three decimals, or two digits where these would show nothing."""
+    return f"{i:+.3f}" if max(abs(x) for x in (i.mean, i.low, i.high) if x == x) >= .005 else f"{i:+.2g}"
 
 
 def claimed(c: ContrastVerdict) -> str:
@@ -70,7 +114,9 @@ def forest(verdicts: Sequence[ClaimVerdict], metric: str, label: str, title: str
     shown = [c for v in verdicts for c in v.contrasts if c.contrast.metric == metric and c.judgement.n]
     if not shown:
         raise ValueError(f"no records of {metric} for {', '.join(v.claim.name for v in verdicts)}")
-    figure = Figure(figsize=(8.5, 1.1 + .5 * len(shown)), layout="constrained")
+    names = [fill(f"{short(c)} (n = {c.judgement.n})", 44) for c in shown]
+    height = 1.1 + sum(.36 + .14 * (name.count("\n") + 1) for name in names)
+    figure = Figure(figsize=(8.5, height), layout="constrained")
     ax = figure.subplots()
     margin = max(c.contrast.margin for c in shown)
     if margin:
@@ -82,7 +128,7 @@ def forest(verdicts: Sequence[ClaimVerdict], metric: str, label: str, title: str
     if papers:
         rows, values = zip(*papers)
         ax.plot(values, rows, "x", color=RED, ms=8, mew=2, label="paper (AffectNet)")
-    ax.set_yticks(range(len(shown)), [f"{short(c)} (n = {c.judgement.n})" for c in shown])
+    ax.set_yticks(range(len(shown)), names, fontsize=8)
     ax.set_ylim(len(shown) - .5, -.5)
     ax.set_xlabel(label)
     ax.spines[["top", "right"]].set_visible(False)
@@ -105,7 +151,7 @@ def _interval(ax: Axes, row: int, c: ContrastVerdict) -> None:
 
 def sentence(v: ClaimVerdict) -> str:
     """The claim's verdict in words, with what it stands on."""
-    parts = [f"{short(c)}: {c.contrast.metric} {c.judgement.estimate:+.3f} (n = {c.judgement.n})"
+    parts = [f"{short(c)}: {c.contrast.metric} {number(c.judgement.estimate)} (n = {c.judgement.n})"
              for c in v.contrasts if c.judgement.n and c.contrast.direction != "shown"]
     said = f"{v.claim.name} {v.verdict.upper()}: {v.claim.text}."
     said += f" {'; '.join(parts)}." if parts else ""

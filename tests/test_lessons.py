@@ -5,7 +5,7 @@ import statistics
 
 import nbformat
 import pytest
-from test_notebooks import ROOT, code_cells, is_parameters, papermill_command
+from test_notebooks import ROOT, code_cells, execute, is_parameters
 
 from fer_lib.exercises import EXERCISES
 
@@ -54,6 +54,10 @@ QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
              "8 steps, 2 toggles; largest difference: 0.0\n", "exact negatives: 0; others: 0\n",
              "BN negated, Adam's moment too: differs from the flip by at most 0, on average +0\n",
              "random: gaussian_noise, dropout\n"]),
+         "05_periodic": ({"epochs": 2, "flip_interval": 12}, [
+             "toggles act from steps [12, 24, 36, 48] | as recorded: True", "losses before step 12: 0.0"]),
+         "06_dropout": ({"epochs": 1, "dropout_p": .5}, [
+             "dropout at 8 places, p = 0.5; evaluation drops something: False"]),
          "07_dynamic": ({"epochs": 1, "panel_steps": 300, "live": "off"}, [
              "within 50 steps, a network in double precision: [26]", "adamw: 0 flips in 50 steps",
              "flips without momentum (β₁ = 0): 0"]),
@@ -65,11 +69,8 @@ QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
 @pytest.mark.parametrize("name", QUICK)
 def test_papermill_runs_a_lesson_with_quick_parameters(name, tmp_path):
     values, sentences = QUICK[name]
-    pairs = [word for key, value in values.items() for word in ("-p", key, str(value))]
     out = tmp_path / f"{name}.ipynb"
-    process = papermill_command(out, tmp_path / "runs", *pairs, notebook=name)
-    shown, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, shown
+    execute(out, tmp_path / "runs", name, **values)
     assert out.stat().st_size <= 500_000
     text = "".join(o.get("text", "") for c in code_cells(out) for o in c.outputs)
     for sentence in sentences:
