@@ -12,7 +12,7 @@ import pandas as pd
 
 from fer_lib.event_metrics import METRICS, measured
 from fer_lib.records import TABLES, Records
-from fer_lib.statistics import detectable_difference, equivalence_power
+from fer_lib.statistics import detectable_difference, equivalence_power, seeds_needed
 
 # what an arm may change, in the order in which arms are shown
 ASPECTS = {"initial value": ("w0",), "cliff and divisor": ("cliff", "divide_by"),
@@ -25,7 +25,6 @@ AFTER = ", after ReLU"
 PLACES = ("stem", "layer1.act1", "layer2.act1", "layer3.act1", "layer4.act1", "act1", f"act1{AFTER}", "pre_add",
           "shortcut", "act2", "act3", "all")            # from input to output; then all blocks, from input to output
 ABSENT = "–"
-MOST_SEEDS = 500
 
 
 @dataclass(frozen=True)
@@ -176,19 +175,5 @@ def power_table(table: pd.DataFrame, margin: float) -> pd.DataFrame:
         if n > 1 and sd > 0:
             rows.append({"pair": row, "arm": arm, "n": n, "mean": own["value"].mean(), "sd": sd,
                          "detectable": detectable_difference(sd, n), "chance": equivalence_power(sd, n, margin),
-                         "seeds for .8": seeds_needed(sd, margin) or f"> {MOST_SEEDS}"})
+                         "seeds for .8": seeds_needed(sd, margin=margin)})
     return pd.DataFrame(rows)
-
-
-def seeds_needed(sd: float, margin: float, power: float = .8) -> int | None:
-    """The least number of seeds with which TOST shows two equal arms equal with that power; None above MOST_SEEDS.
-
-    sd: of the paired differences.
-    """
-    low, high = 2, MOST_SEEDS
-    if equivalence_power(sd, high, margin) < power:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if equivalence_power(sd, middle, margin) >= power else (middle + 1, high)
-    return low
