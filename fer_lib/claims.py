@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from fer_lib.claims_file import Claim, ClaimError, Claims, Contrast, at_size, read_claims
-from fer_lib.event_metrics import measured
+from fer_lib.event_metrics import measured, only_counted
 from fer_lib.files import RecordError
 from fer_lib.records import read_records
 from fer_lib.statistics import (
@@ -50,6 +50,7 @@ class Sample:
     notes: tuple[str, ...] = ()
     reason: str = ""
     drawn: bool = False                                 # of drawn faces: they describe and judge nothing
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
         runs[arm], values[arm] = own.set_index(own["seed"] - shift), found.dropna()
         values[arm].index -= shift
         if missing := len(found) - len(values[arm]):
-            notes.append(f"{missing} of {len(found)} runs of {arm} have no {contrast.metric}")
+            notes.append(f"{missing} of {len(found)} runs of {arm} have no {contrast.metric}" + (
+                "; of their flips the records keep only the number" if only_counted(study.records, name) else ""))
         if unfinished := study.unfinished(name):
             notes.append(f"{unfinished} runs of {arm} are not finished")
     compared = [contrast.a + contrast.b] + ([contrast.against] if contrast.against else [])
@@ -195,7 +197,8 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
         result = result - (values[contrast.against[0]][seeds] - values[contrast.against[1]][seeds])
     ids = tuple(runs[arm]["id"][s] for arm in runs for s in seeds)
     drawn = any(bool(runs[arm]["drawn"].any()) for arm in runs)
-    return Sample(result, ids, tuple(notes), drawn=drawn)
+    data = tuple(sorted({name for arm in runs for name in runs[arm]["data"]}))
+    return Sample(result, ids, tuple(notes), drawn=drawn, data=data)
 
 
 def _nothing(reason: str, notes: Sequence[str] = ()) -> Sample:

@@ -167,6 +167,12 @@ def measured(records: Records, arm: str, metric: str) -> pd.Series:
     return pd.Series({run.row.name: METRICS[metric](run) for run in _runs(records, runs, arm)}, dtype=float)
 
 
+def only_counted(records: Records, arm: str) -> int:
+    """The arm's runs that had flips whose steps the records don't keep: what needs them is NaN for these."""
+    runs = records.runs[records.runs["name"] == arm].set_index("seed")
+    return sum(not run.has_flips for run in _runs(records, runs, arm))
+
+
 def _runs(records: Records, runs: pd.DataFrame, arm: str) -> Iterator[RunTables]:
     tables = {}
     for name in TABLES:

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,16 +25,25 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises RecordError with one sentence where the disk is full or can't be written; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({path: write})
+
+
+def write_together(writes: Mapping[Path, Callable[[Path], None]]) -> None:
+    """`write_atomically` of several files: none is renamed before all are on the disk; then each, in their order."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writes}
     try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(temporary)
-            with open(temporary, "rb") as f:
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
+        for path, write in writes.items():
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(temporary[path])
+                with open(temporary[path], "rb") as f:
+                    os.fsync(f.fileno())
+        for path in writes:
+            with writing(path):
+                os.replace(temporary[path], path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

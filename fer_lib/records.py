@@ -1,6 +1,7 @@
 """Many runs as tables: from their directories, or from a study's few small files as `export` wrote them.
 
     python -m fer_lib.records export runs/NAME --out notebooks/results/NAME
+    python -m fer_lib.records join notebooks/results/NAME more/NAME --out notebooks/results/NAME
 
 Nothing here imports torch: a laptop rebuilds every figure from records.
 """
@@ -8,13 +9,14 @@ Nothing here imports torch: a laptop rebuilds every figure from records.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fer_lib.files import RECORD_FORMAT, RecordError, write_table
+from fer_lib.files import RECORD_FORMAT, RecordError, write_together
 
 # single methods in this order, then combinations
 ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "gaussian_noise",
@@ -40,16 +42,16 @@ class Records:
 
 MOST_STEPS = 2 ** 31 - 1        # of a run: they are counted in 32 bits
 TABLES = ("epochs", "flips", "history")
+MOST_FLIPS = 50_000             # rows of one run in exported tables: more are signs drawn at each step
+SAME = ("id", "data_hash", "env_device", "env_precision", "steps", "chosen_epoch", "chosen_val_macro_f1",
+        "min_train_loss")       # of two records of one run
 
 
 def read_records(folder: Path) -> Records:
     """The records below a folder: run directories, or one study as `export` wrote it. Raises RecordError if it is none.
     """
     if (folder / "runs.parquet").exists():
-        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("runs", *TABLES)}
-        if (folder / "robustness.parquet").exists():
-            tables["robustness"] = pd.read_parquet(folder / "robustness.parquet")
-        return Records(**tables, unfinished=[])
+        return _read_exported(folder)
     results = sorted(folder.rglob("result.json"))
     if not results:
         raise RecordError(f"no records in '{folder.name}': run a study first, for example 'make study'")
@@ -118,40 +120,158 @@ def _run_row(path: Path, result: dict) -> dict:
         f"env_{k}": v for k, v in env["packages"].items()}
 
 
-def export(folder: Path, out: Path, every: int = 64) -> Records:
-    """Write a study's records as a few small tables: histories keep each `every`-th step and w's mean, min and max.
+def export(folder: Path, out: Path, every: int = 64, most_flips: int = MOST_FLIPS) -> Records:
+    """Write a study's records as a few small tables. Numbers only: no weights, no images.
 
-    Numbers only: no weights, no images. Raises RecordError where runs are unfinished.
+    `runs` is kept whole. Of histories each `every`-th step, the loss, the learning rate and w's mean by site; of epochs
+    all scores, with F1 by class and the confusion matrix at the chosen and the last epoch; of runs with more rows of
+    flips than `most_flips` only their number, in `runs`. Losses, accuracies and what corruptions cost are rounded to
+    single precision (a relative error of 6e-8). Raises RecordError where runs are unfinished.
     """
-    records = read_records(folder)
+    return join([folder], out, every, most_flips)
+
+
+def join(folders: Sequence[Path], out: Path, every: int = 64, most_flips: int = MOST_FLIPS) -> Records:
+    """`export` of one study whose records lie in several places, each a folder of runs or an exported study; `out` may
+    be one of them. A run that is in several of them is taken once, from where most is known of it.
+
+    Raises RecordError where runs are unfinished, of several studies, or differ though arm and seed are the same, and
+    where `out` is a run's own folder. Until all tables are on the disk the old ones stay.
+    """
+    if (out / "experiment.json").exists():
+        raise RecordError(f"'{out.name}' is a run's own folder, whose tables would be lost: export into another one")
+    parts = [_small(read_records(folder), folder, every, most_flips) for folder in folders]
+    runs = pd.concat([part["runs"] for part in parts], ignore_index=True)
+    if len(studies := sorted(set(runs["study"]))) > 1:
+        raise RecordError(f"records of several studies ({', '.join(studies)}): export each into a folder of its own")
+    origin = np.repeat(np.arange(len(parts)), [len(part["runs"]) for part in parts])
+    again = _repeated(runs, [folders[k] for k in origin])
+    order = sorted(np.flatnonzero(~again), key=lambda n: (rank(runs["method"][n]), runs["name"][n], runs["seed"][n]))
+    place = {(runs["name"][n], runs["seed"][n]): k for k, n in enumerate(order)}
+    taken = [set(zip(own["name"], own["seed"])) for own in (runs[(origin == k) & ~again] for k in range(len(parts)))]
+    tables = {}
+    for name in (*TABLES, "robustness"):
+        own = [table[[pair in keep for pair in zip(table["name"], table["seed"])]]
+               for table, keep in zip((part[name] for part in parts), taken) if len(table)]
+        table = pd.concat(own, ignore_index=True) if own else parts[0][name]
+        places = [place[pair] for pair in zip(table["name"], table["seed"])] if len(table) else []
+        tables[name] = table.iloc[np.argsort(places, kind="stable")] if len(table) else table
+    _write_tables(out, {**tables, "runs": runs.loc[order]})
+    return read_records(out)
+
+
+def _small(records: Records, folder: Path, every: int, most_flips: int) -> dict[str, pd.DataFrame]:
     if records.unfinished:
         raise RecordError(f"{len(records.unfinished)} runs in '{folder.name}' are not finished "
                           f"({records.unfinished[0]}): finish the study before exporting it")
-    history = records.history
-    keep = [c for c in history if not c.startswith(("w_sd/", "w_channel/"))]
-    history = history.loc[history["step"] % every == 0, keep]
-    floats = history.select_dtypes("float").columns
-    history = history.astype({c: np.float32 for c in floats})
-    out.mkdir(parents=True, exist_ok=True)
-    measured = [("robustness", records.robustness)] if len(records.robustness) else []
-    for name, table in (("runs", records.runs), ("epochs", records.epochs), ("flips", records.flips),
-                        ("history", history), *measured):
-        write_table(out / f"{name}.parquet", table.drop(columns=[c for c in table if c == "setting_data"]))
-    return read_records(out)
+    if records.runs.empty:
+        raise RecordError(f"no runs in '{folder.name}' to export: those in it were steered by hand")
+    history, flips, epochs, robustness = records.history, records.flips, records.epochs, records.robustness
+    if len(history):
+        keep = [c for c in history if not c.startswith(("w_sd/", "w_channel/", "w_min/", "w_max/"))]
+        history = _single(history.loc[history["step"] % every == 0, keep])
+    if len(epochs):
+        ends = records.runs.set_index(["name", "seed"])[["chosen_epoch", "last_epoch"]]
+        own = ends.loc[list(zip(epochs["name"], epochs["seed"]))].to_numpy()
+        other = (epochs["epoch"].to_numpy()[:, None] != own).all(1)
+        epochs = _single(epochs, ("loss", "train_loss", "accuracy"))
+        epochs.loc[other, ["f1", "confusion"]] = None
+        # a column that says again what another split or mode said compresses to nothing
+        by = ["name", "seed", "mode", "split"]
+        epochs = epochs.sort_values(by, kind="stable", ascending=[True, True, False, False])
+    if len(flips):
+        flips = flips[flips.groupby(["name", "seed"])["step"].transform("size") <= most_flips]
+    tables = {"runs": records.runs, "epochs": epochs, "flips": flips, "history": history,
+              "robustness": _single(robustness)}
+    return {name: table.drop(columns=[c for c in table if c == "setting_data"]) for name, table in tables.items()}
+
+
+def _single(table: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A copy with these columns (all floats, without names) in single precision."""
+    floats = table.select_dtypes("float").columns
+    return table.astype({c: np.float32 for c in floats if columns is None or c in columns})
+
+
+def _repeated(runs: pd.DataFrame, folders: Sequence[Path]) -> np.ndarray:
+    """True for each row to leave out, because its run is in another as well, which says as much or more. Raises
+    RecordError where the two differ.
+    """
+    again = np.zeros(len(runs), bool)
+    known = runs.notna().sum(axis=1)
+    first: dict[tuple, int] = {}
+    for n, pair in enumerate(zip(runs["name"], runs["seed"])):
+        k = first.setdefault(pair, n)
+        if k == n:
+            continue
+        for column in SAME:
+            if runs[column][k] != runs[column][n]:
+                raise RecordError(f"two runs of arm '{pair[0]}', seed {pair[1]}, differ in {column} "
+                                  f"({runs[column][k]} in '{folders[k].name}', {runs[column][n]} in "
+                                  f"'{folders[n].name}'): leave one out")
+        again[k if known[n] > known[k] else n] = True
+        first[pair] = n if known[n] > known[k] else k
+    return again
+
+
+# --- small files, which any reader of parquet opens ---
+
+
+def _write_tables(out: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """All or none: `runs` is the last to be renamed, and what it doesn't list is not read."""
+    if tables["robustness"].empty:
+        (out / "robustness.parquet").unlink(missing_ok=True)        # of an earlier export
+        tables = {name: table for name, table in tables.items() if name != "robustness"}
+    for name in tables:
+        for left in out.glob(f".{name}.parquet.*.tmp"):             # of one that was killed
+            left.unlink()
+    write_together({out / f"{name}.parquet": lambda p, table=table: _write_small(p, table)
+                    for name, table in tables.items()})
+
+
+def _write_small(path: Path, table: pd.DataFrame) -> None:
+    """Half of the size of what pandas writes, and slower: floats byte by byte, no statistics, most compression."""
+    floats = list(table.select_dtypes("float").columns)
+    encoding = {c: "BYTE_STREAM_SPLIT" for c in floats} | {"step": "DELTA_BINARY_PACKED"}
+    encoding = {c: how for c, how in encoding.items() if c in table}
+    table.to_parquet(path, index=False, compression="zstd", compression_level=19, write_statistics=False,
+                     column_encoding=encoding, use_dictionary=[c for c in table if c not in encoding])
+
+
+def _read_exported(folder: Path) -> Records:
+    runs = pd.read_parquet(folder / "runs.parquet")
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in (*TABLES, "robustness")
+              if name != "robustness" or (folder / "robustness.parquet").exists()}
+    for name, table in tables.items():
+        if len(table) and "id" in table:                # a join that was killed left more than `runs` lists
+            table = table[table["id"].isin(set(runs["id"]))].reset_index(drop=True)
+        wide = table.select_dtypes(np.float32).columns if name in ("epochs", "robustness") else []
+        tables[name] = table.astype({c: float for c in wide})
+    return Records(runs=runs, unfinished=[], **tables)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fer_lib.records", description="Records of runs, as small tables.")
     commands = parser.add_subparsers(dest="command", required=True)
-    export_command = commands.add_parser("export", help="write a study's records as small tables (numbers only)")
-    export_command.add_argument("study", type=Path, help="a folder of runs, such as runs/quick")
-    export_command.add_argument("--out", type=Path, required=True, help="such as notebooks/results/quick")
-    export_command.add_argument("--every", type=int, default=64, help="keep each N-th step of the history")
+    for name, words in (("export", "write a study's records as small tables (numbers only)"),
+                        ("join", "the same for records of one study that lie in several places")):
+        command = commands.add_parser(
+            name, help=words, description="Several places are joined: runs of one study that were made on different "
+            "machines, or at other times. A run that is in two of them is taken once.")
+        command.add_argument("study", type=Path, nargs="+", help="a folder of runs, such as runs/quick, or an exported "
+                             "study, such as notebooks/results/table1")
+        command.add_argument("--out", type=Path, required=True, help="such as notebooks/results/quick; may be one of "
+                             "those that are read")
+        command.add_argument("--every", type=int, default=64, help="keep each N-th step of the history")
+        command.add_argument("--most-flips", type=int, default=MOST_FLIPS, metavar="N",
+                             help=f"of runs with more rows of flips keep only their number (default: {MOST_FLIPS}); 0 "
+                             "keeps none")
     args = parser.parse_args(argv)
     try:
-        if not 1 <= args.every <= MOST_STEPS:
-            raise ValueError(f"--every is a whole number from 1 to {MOST_STEPS}, not {args.every}")
-        records = export(args.study, args.out, args.every)
+        for name, least in (("every", 1), ("most_flips", 0)):
+            if not least <= getattr(args, name) <= MOST_STEPS:
+                raise ValueError(f"--{name.replace('_', '-')} is a whole number from {least} to {MOST_STEPS}, not "
+                                 f"{getattr(args, name)}")
+        records = join(args.study, args.out, args.every, args.most_flips)
     except (RecordError, ValueError, OSError) as error:
         print(f"records: {error}", file=sys.stderr)
         return 2

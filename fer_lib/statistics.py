@@ -187,6 +187,26 @@ def equivalence_power(sd: float, n: int, margin: float, level: float = LEVEL) ->
     return float(np.where(room > 0, 2 * stats.norm.cdf(np.maximum(room, 0) * root / sd) - 1, 0).mean())
 
 
+def seeds_needed(sd: float, difference: float = 0., margin: float = 0., power: float = .8, most: int = 1_000) -> int:
+    """The least number of seeds that finds a difference of that size, or with a margin shows that two arms which don't
+    differ lie within it, for paired differences of standard deviation sd. More than `most`: returns most + 1.
+
+    Raises ValueError unless one of difference and margin is above 0.
+    """
+    if (difference > 0) == (margin > 0) or sd <= 0:
+        raise ValueError(f"give a difference or a margin above 0, and sd above 0, not {difference}, {margin}, {sd}")
+
+    def enough(n: int) -> bool:
+        return detectable_difference(sd, n, power) <= difference if difference else \
+            equivalence_power(sd, n, margin) >= power
+
+    low, high = 1, most + 1                             # not enough, enough or unknown
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
 def false_positive_rate(values: Sequence[float], repeats: int = 1_000, seed: int = 0) -> float:
     """The identical-arms control: how often the sign-flip test calls runs of one arm, cut at random into pairs of other
     seeds, different. It should be at most .05.

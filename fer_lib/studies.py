@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from fer_lib.claims_file import read_claims
 from fer_lib.cluster import ClusterError, connect, start_here
 from fer_lib.experiment import Experiment, ParameterError, as_number, settings_of
 from fer_lib.files import RecordError
@@ -223,14 +224,20 @@ def closing_table(study: Study, outcomes: list[Outcome], workspace: Workspace) -
 
 
 def write_report(study: Study, workspace: Workspace) -> Path:
-    """Execute the study's report notebook on its records. Raises RecordError where it fails."""
+    """Execute the study's report notebook on its records, claims judged where it is one of theirs. Raises RecordError
+    where it fails.
+    """
     from papermill import PapermillExecutionError
 
     target = workspace.runs / study.name / Path(study.report).name
     inside = workspace.runs == workspace.root / "runs"
     records = Path("runs") / study.name if inside else target.parent
+    name, _, size = study.name.partition("-")
+    claims = read_claims(workspace.root / "notebooks" / "studies" / "claims.yml").data
+    parameters = {"records": str(records), "size": size if size in SIZES else "standard",
+                  "claims_records": str(records.parent) if name in claims and size in ("", *SIZES) else ""}
     try:
-        run_notebook(workspace.root / "notebooks" / study.report, target, {"records": str(records)}, workspace.root)
+        run_notebook(workspace.root / "notebooks" / study.report, target, parameters, workspace.root)
     except PapermillExecutionError as error:
         raise RecordError(f"the report {study.report} failed: {error.ename}: {error.evalue}") from None
     return target

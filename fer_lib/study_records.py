@@ -133,13 +133,15 @@ def _cost(workspace: Workspace, runs: int, size: str = "standard") -> str:
 
 
 def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "notebooks/results",
-           size: str = "standard") -> list[ClaimVerdict]:
+           size: str = "standard", file: str = "claims.yml") -> list[ClaimVerdict]:
     """The verdicts of these claims (all, without names) on the records below the folder `records`, a folder a study.
+
+    file: of notebooks/studies; choices.yml has, in the same form, what other readings of the paper would change.
 
     Raises ClaimError for a claims file or a size that can't be read, and for a claim or a folder that there isn't.
     """
-    file = workspace.root / "notebooks" / "studies" / "claims.yml"
-    claims = at_size(read_claims(file), file, size)
+    path = workspace.root / "notebooks" / "studies" / file
+    claims = at_size(read_claims(path), path, size)
     if unknown := [name for name in names if name not in {c.name for c in claims.claims}]:
         raise ClaimError(f"no claim '{unknown[0]}' (choose from {', '.join(c.name for c in claims.claims)})")
     if not (workspace.root / records).is_dir():

@@ -4,16 +4,19 @@ Everything is computed from `claims.judge`; nothing here decides.
 """
 
 from collections.abc import Sequence
+from html import escape
 from textwrap import fill
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from fer_lib.claims import ClaimVerdict, ContrastVerdict
 from fer_lib.palette import BLACK, BLUE, GREEN, GREY, RED, Look
-from fer_lib.statistics import DESCRIPTIVE, FAILS, HOLDS, NOT_JUDGED, UNDECIDED
+from fer_lib.statistics import DESCRIPTIVE, FAILS, HOLDS, NOT_JUDGED, UNDECIDED, Interval
 
 VERDICTS = {HOLDS: Look(GREEN, "-", "D"), FAILS: Look(RED, "-", "X"), UNDECIDED: Look(BLACK, "-", "s"),
             DESCRIPTIVE: Look(BLUE, "--", "o"), NOT_JUDGED: Look(GREY, ":", "o")}
@@ -38,7 +41,7 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
             rows.append({
                 "claim": v.claim.name, "contrast": short(c), "measure": c.contrast.metric,
                 "n": f"{j.n} of {c.contrast.n}" if asked and j.n < c.contrast.n else f"{j.n}",
-                "ours [95 %]": f"{j.estimate:+.3f}",
+                "ours [95 %]": number(j.estimate),
                 "paper": "" if c.paper_difference is None else f"{c.paper_difference:+.3f}",
                 "claimed": claimed(c), "p": "" if np.isnan(j.p_adjusted) else f"{j.p_adjusted:.3g}",
                 "p within": "" if np.isnan(j.equivalent_p_adjusted) else f"{j.equivalent_p_adjusted:.3g}",
@@ -46,6 +49,37 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
                 "verdict": j.verdict if asked else "shown"})
     table = pd.DataFrame(rows)
     return table.loc[:, (table != "").any()] if rows else table
+
+
+def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
+    """A row a claim, as text. The numbers are those of its first judged contrast that has records; `contrasts` counts
+    those that are judged: all, and how many hold, don't hold, or are undecided.
+    """
+    rows = []
+    for v in verdicts:
+        asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
+        shown = next((c for c in asked if c.judgement.n), None)
+        row = {"claim": v.claim.name, "the paper says": v.claim.text, "verdict": v.verdict}
+        if shown is not None:
+            j, paper = shown.judgement, shown.paper_difference
+            p = j.p_adjusted if shown.contrast.direction in ("greater", "less") else j.equivalent_p_adjusted
+            row |= {"first of": f"{short(shown)}, {shown.contrast.metric}", "ours [95 %]": number(j.estimate),
+                    "paper": "" if paper is None else f"{paper:+.3f}",
+                    "ours − paper": "" if paper is None else f"{j.estimate.mean - paper:+.3f}",
+                    "n": f"{j.n} of {shown.contrast.n}", "p": "" if np.isnan(p) else f"{p:.3g}"}
+        counts = [(name, sum(c.judgement.verdict == name for c in asked)) for name in VERDICTS]
+        row |= {"contrasts": ", ".join(f"{k} {name}" for name, k in counts if k), "what is missing": v.reason}
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("").set_index("claim")
+
+
+def page(table: pd.DataFrame, summary: str = "") -> HTML:
+    """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it."""
+    styler = Styler(table, uuid="t", cell_ids=False, escape="html")     # a fixed name: the same page each time
+    body = styler.format_index(escape="html").format_index(escape="html", axis=1).set_table_styles([
+        {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal"},
+        {"selector": "td:nth-child(2)", "props": "min-width: 14em"}]).to_html()
+    return HTML(f"<details><summary>{escape(summary)}</summary>{body}</details>" if summary else body)
 
 
 def short(c: ContrastVerdict) -> str:
@@ -56,6 +90,11 @@ def short(c: ContrastVerdict) -> str:
     studies = {arm.split("/")[0].removesuffix("-quick") for arm in c.contrast.arms}
     study = studies.pop() if len(studies) == 1 else ""
     return label if study in ("", "table1") else f"{study}: {label.replace(f'{study}/', '')}"
+
+
+def number(i: Interval) -> str:
+    """With three decimals, or two digits where these would show nothing."""
+    return f"{i:+.3f}" if max(abs(x) for x in (i.mean, i.low, i.high) if x == x) >= .005 else f"{i:+.2g}"
 
 
 def claimed(c: ContrastVerdict) -> str:
@@ -112,7 +151,7 @@ def _interval(ax: Axes, row: int, c: ContrastVerdict) -> None:
 
 def sentence(v: ClaimVerdict) -> str:
     """The claim's verdict in words, with what it stands on."""
-    parts = [f"{short(c)}: {c.contrast.metric} {c.judgement.estimate:+.3f} (n = {c.judgement.n})"
+    parts = [f"{short(c)}: {c.contrast.metric} {number(c.judgement.estimate)} (n = {c.judgement.n})"
              for c in v.contrasts if c.judgement.n and c.contrast.direction != "shown"]
     said = f"{v.claim.name} {v.verdict.upper()}: {v.claim.text}."
     said += f" {'; '.join(parts)}." if parts else ""

@@ -326,6 +326,14 @@ def test_runs_without_the_event_are_named(tmp_path):
     assert (contrast.judgement.n, contrast.judgement.verdict) == (1, "descriptive")
 
 
+def test_flips_that_were_only_counted_are_named(tmp_path):
+    rows = [run("a", seed, .4, flips_steps=9) for seed in (0, 1)]
+    claim = read_claims(written(tmp_path, changed(b=[], metric="interval_cv", direction="each_above", value=0, n=2)))
+    contrast, = judge(claim, plant(tmp_path / "r", rows))[0].contrasts
+    assert contrast.judgement.n == 0 and contrast.sample.notes == (
+        "2 of 2 runs of s/a have no interval_cv; of their flips the records keep only the number",)
+
+
 def test_an_unknown_metric_is_named(tmp_path):
     assert verdict(tmp_path, arm("a", 0), metric="f1").reason == "the records of s/a have no f1"
 

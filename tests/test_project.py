@@ -184,6 +184,15 @@ def test_files_named_by_the_makefile_exist_and_help_names_the_targets():
         "study", "test", "lab", "table1", "site", "stress", "benchmark"}
 
 
+def test_no_text_holds_what_a_merge_left():
+    folders = ("data_prep", "fer_lib", "notebooks", "tests")
+    texts = [p for p in (*ROOT.iterdir(), *(p for f in folders for p in (ROOT / f).rglob("*")))
+             if p.suffix in (".md", ".py", ".yml", ".toml", ".ipynb", ".js", ".css", ".cff") or p.name == "Makefile"]
+    assert ROOT / "README.md" in texts and len(texts) > 100
+    marks = re.compile(r'^[ "]*(<{7} |={7}(\\n)?"?,?$|>{7} )', re.MULTILINE)
+    assert [p.name for p in texts if marks.search(p.read_text())] == []
+
+
 def test_clean_leaves_records_and_data():
     removed, = re.findall(r"^clean:\n\trm -rf (.*)$", (ROOT / "Makefile").read_text(), re.M)
     assert not {"runs", "packed", "notebooks", "$(PACKED)"} & set(removed.split())

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,19 +22,24 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 import fer_lib
-from fer_lib import checkpoint, engine, files, runs
+from fer_lib import checkpoint, engine, files, records, runs
 from fer_lib.checkpoint import read_state, write_state
+from fer_lib.claims import judge, verdict_table
+from fer_lib.claims_file import read_claims
 from fer_lib.data import PackedDataset, open_packed
+from fer_lib.event_metrics import measured, only_counted
 from fer_lib.files import RecordError
 from fer_lib.groups import train_group
-from fer_lib.records import export, read_records
+from fer_lib.records import export, join, read_records
 from fer_lib.runs import Diverged, Run, record
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
 
 FINISHED = {"experiment.json", "environment.json", "history.parquet", "epochs.parquet", "flips.parquet",
             "model.safetensors", "result.json"}
-EVENTFUL = dict(method="dropout+dynamic", w0=0.001, epochs=3, augment="flip", schedule="plateau", schedule_epochs=1)
+PACE = ["seconds", "images_per_second", "peak_memory_bytes", "runs_together"]
+EVENTFUL = dict(method="dropout+dynamic", w0=0.001, w_gradient="exact", epochs=3, augment="flip", schedule="plateau",
+                schedule_epochs=1)
 
 
 def trained(folder: Path, data: PackedDataset, **settings) -> Run:
@@ -59,8 +65,7 @@ def assert_same_record(a: Run, b: Run) -> None:
     pd.testing.assert_frame_equal(a.flips, b.flips, check_exact=True)
     ours, theirs = load_file(a.path / "model.safetensors"), load_file(b.path / "model.safetensors")
     assert ours.keys() == theirs.keys() and all(ours[k].tobytes() == theirs[k].tobytes() for k in ours)
-    pace = ("seconds", "images_per_second", "peak_memory_bytes", "runs_together")
-    assert {k: v for k, v in a.result.items() if k not in pace} == {k: v for k, v in b.result.items() if k not in pace}
+    assert {k: v for k, v in a.result.items() if k not in PACE} == {k: v for k, v in b.result.items() if k not in PACE}
 
 
 def listing(run: Run) -> set[str]:
@@ -430,26 +435,41 @@ def test_nothing_is_written_before_the_first_block(data, tmp_path):
 # --- many records ---
 
 
+def sorted_by_run(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(["name", "seed"], kind="stable", ignore_index=True)
+
+
 def test_records_are_read_and_exported_with_the_same_numbers(data, tmp_path):
     kept = [trained(tmp_path / "runs", data, study="s", method=m, seed=seed, w0=0.003)
             for m in ("dynamic", "baseline") for seed in (1, 0)]
-    records = read_records(tmp_path / "runs")
-    assert [*zip(records.runs["method"], records.runs["seed"])] == [
+    found = read_records(tmp_path / "runs")
+    assert [*zip(found.runs["method"], found.runs["seed"])] == [
         ("baseline", 0), ("baseline", 1), ("dynamic", 0), ("dynamic", 1)]
     for run in kept:
-        row = records.runs.set_index("id").loc[run.id]
+        row = found.runs.set_index("id").loc[run.id]
         assert row["chosen_val_macro_f1"] == run.result["chosen"]["val_macro_f1"]
         assert row["last_test_loss_clean"] == run.result["last"]["test_loss_clean"]
         assert row["setting_lr"] == 1e-3 and row["n_train"] == 64
-        own = records.history[records.history["id"] == run.id]
+        own = found.history[found.history["id"] == run.id]
         assert own["loss"].tolist() == run.history["loss"].tolist()
     small = export(tmp_path / "runs" / "s", tmp_path / "small", every=4)
-    shown = [c for c in records.runs if c != "setting_data"]
-    pd.testing.assert_frame_equal(small.runs, records.runs[shown], check_exact=True)
-    pd.testing.assert_frame_equal(small.epochs, records.epochs, check_exact=True)
-    pd.testing.assert_frame_equal(small.flips, records.flips, check_exact=True)
+    shown = [c for c in found.runs if c != "setting_data"]
+    pd.testing.assert_frame_equal(small.runs, found.runs[shown], check_exact=True)
+    by_class = ["f1", "confusion"]
+    order = ["name", "seed", "epoch", "mode", "split"]
+    kept_order = small.epochs.sort_values(order, ascending=[True] * 3 + [False] * 2, ignore_index=True)
+    all_epochs = sorted_by_run(found.epochs)
+    pd.testing.assert_frame_equal(kept_order.drop(columns=by_class), all_epochs.drop(columns=by_class), rtol=1e-6)
+    assert kept_order["macro_f1"].tolist() == all_epochs["macro_f1"].tolist()
+    at_ends = kept_order.dropna(subset="confusion")
+    for run in kept:
+        assert set(at_ends.loc[at_ends["id"] == run.id, "epoch"]) == {run.result["chosen"]["epoch"], 2}
+    for column in by_class:
+        for here, there in zip(at_ends[column], all_epochs.loc[at_ends.index, column]):
+            np.testing.assert_array_equal(here, there)
+    pd.testing.assert_frame_equal(small.flips, sorted_by_run(found.flips), check_exact=True)
     assert sorted(small.history["step"].unique()) == [4, 8, 12, 16]
-    thinned = records.history[records.history["step"] % 4 == 0]
+    thinned = sorted_by_run(found.history[found.history["step"] % 4 == 0])
     np.testing.assert_array_equal(small.history["loss"], thinned["loss"].astype(np.float32))
     assert {p.name for p in (tmp_path / "small").iterdir()} == {
         "runs.parquet", "epochs.parquet", "flips.parquet", "history.parquet"}
@@ -463,6 +483,157 @@ def test_an_unfinished_study_is_not_exported(data, tmp_path):
     assert not (tmp_path / "small").exists()
     with pytest.raises(RecordError, match="no records in"):
         read_records(tmp_path / "nowhere")
+
+
+def tables(some: records.Records) -> dict[str, pd.DataFrame]:
+    return {name: getattr(some, name) for name in ("runs", "epochs", "flips", "history")}
+
+
+def assert_same_tables(a: records.Records, b: records.Records) -> None:
+    for name, table in tables(a).items():
+        both = [t.drop(columns=PACE, errors="ignore") for t in (table, tables(b)[name])]
+        pd.testing.assert_frame_equal(*both, check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def in_two_places(tmp_path_factory) -> Path:
+    """Runs of one study: here seeds 0 and 1, there seeds 1 and 2, which are also exported."""
+    folder = tmp_path_factory.mktemp("places")
+    with pytest.MonkeyPatch.context() as patch:
+        short(patch)
+        for place, seeds in (("here", (0, 1)), ("there", (1, 2))):
+            for method in ("baseline", "dynamic"):
+                for seed in seeds:
+                    trained(folder / place, make_data(), study="s", method=method, seed=seed, w0=.003)
+    export(folder / "there" / "s", folder / "small", every=4)
+    return folder
+
+
+@pytest.fixture
+def two_places(in_two_places, tmp_path) -> tuple[Path, Path]:
+    shutil.copytree(in_two_places, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "here" / "s", tmp_path / "small"
+
+
+def test_records_of_several_places_are_joined_in_any_order_and_runs_in_two_taken_once(two_places, tmp_path):
+    here, small = two_places
+    whole = tmp_path / "whole"
+    shutil.copytree(here, whole)
+    shutil.copytree(tmp_path / "there" / "s", whole, dirs_exist_ok=True)
+    wanted = export(whole, tmp_path / "wanted", every=4)
+    assert len(wanted.runs) == 6
+    for k, given in enumerate((two_places, two_places[::-1])):
+        assert_same_tables(join(given, tmp_path / f"joined{k}", every=4), wanted)
+    assert records.main(["join", str(here), str(small), "--out", str(small), "--every", "4"]) == 0
+    assert_same_tables(read_records(small), wanted)
+    assert_same_tables(join([small], small, every=4), wanted)
+    assert {p.suffix for p in small.iterdir()} == {".parquet"} and len(list(small.iterdir())) == 4
+
+
+def test_an_older_export_lacks_columns_which_stay_empty_and_what_is_known_more_of_is_taken(two_places, tmp_path):
+    here, small = two_places
+    older = read_records(small).runs.drop(columns=["runs_together", "peak_memory_bytes"])
+    older.to_parquet(small / "runs.parquet")            # as pandas writes it: earlier versions did
+    for k, given in enumerate((two_places, two_places[::-1])):
+        runs = join(given, tmp_path / f"joined{k}").runs
+        assert runs.loc[runs["seed"] == 2, ["runs_together", "peak_memory_bytes"]].isna().all(axis=None)
+        assert (runs.loc[runs["seed"] < 2, "runs_together"] == 1).all()
+
+
+def test_what_can_not_be_joined_is_named(data, tmp_path, capsys):
+    for place, changes in (("a", {}), ("b", {"lr": .002}), ("c", {"study": "other"})):
+        trained(tmp_path / place, data, **{"study": "s", "method": "baseline", "seed": 0, **changes})
+    export(tmp_path / "a" / "s", tmp_path / "elsewhere")
+    moved = read_records(tmp_path / "elsewhere").runs.assign(env_device="another GPU")
+    moved.to_parquet(tmp_path / "elsewhere" / "runs.parquet")
+    (tmp_path / "empty").mkdir()
+    for places, reason in ((("a", "b"), "two runs of arm 'baseline', seed 0, differ in id"),
+                           (("a", "elsewhere"), "differ in env_device ("), (("a", "empty"), "no records in 'empty'"),
+                           (("a", "c"), "records of several studies (other, s)"), (("a", "d"), "no records in 'd'")):
+        words = [str(tmp_path / place) for place in places]
+        assert records.main(["join", *words, "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert reason in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    run, = (tmp_path / "a" / "s").iterdir()
+    assert records.main(["join", str(tmp_path / "a"), "--out", str(run)]) == 2
+    assert "is a run's own folder" in capsys.readouterr().err
+    assert records.main(["join", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) == 2
+    assert "in 'a'" in (said := capsys.readouterr().err) and "in 'b'" in said
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_join_that_fails_or_is_killed_leaves_the_old_records_or_the_new(two_places, tmp_path, monkeypatch, at):
+    """At each flush and rename: a full disk is one sentence; after a kill what is read is the old or the new."""
+    here, small = two_places
+    old, new = read_records(small), join(two_places, tmp_path / "new", every=4)
+    calls = 0
+
+    def failing(true, error):
+        def call(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls >= at:
+                raise error
+            return true(*arguments)
+        return call
+
+    killed = shutil.copytree(small, tmp_path / "killed")
+    for place, error, expected in ((small, OSError(errno.ENOSPC, "full"), RecordError), (killed, Killed(), Killed)):
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "fsync", failing(os.fsync, error))
+            patch.setattr(files.os, "replace", failing(os.replace, error))
+            if expected is Killed:
+                patch.setattr(Path, "unlink", lambda *arguments, **keywords: None)
+            with pytest.raises(expected, match="the disk is full" if expected is RecordError else None):
+                join([here, place], place, every=4)
+        found = read_records(place)
+        assert_same_tables(found, old if len(found.runs) == len(old.runs) else new)
+        assert_same_tables(join([here, place], place, every=4), new)
+        assert not list(place.glob(".*"))
+
+
+class Killed(BaseException):
+    """SIGKILL's stand-in: nothing is tidied up."""
+
+
+def test_a_join_on_a_disk_that_is_full_says_so(two_places, full_disk, capsys):
+    here, small = two_places
+    words = ["join", str(here), str(small), "--out", str(full_disk / "joined")]
+    (full_disk / "other").write_bytes(b"x" * 50_000)
+    assert records.main(words) == 2
+    said = capsys.readouterr().err
+    assert "the disk is full" in said and said.count("\n") == 1
+    assert not list((full_disk / "joined").iterdir())
+
+
+def test_a_join_is_small_and_judged_as_before(tmp_path):
+    """The records that came with the kit: a third of the bytes that pandas needs, the same verdicts to 1e-6."""
+    results = Path(__file__).parents[1] / "notebooks" / "results"
+    runs = join([results / "table1"], tmp_path / "table1").runs
+    assert sum(p.stat().st_size for p in (tmp_path / "table1").iterdir()) < 5_000 * len(runs) + 80_000
+    file = results.parent / "studies" / "claims.yml"
+    found = [verdict_table(judge(read_claims(file), folder)).set_index(["claim", "contrast", "metric"])
+             for folder in (results, tmp_path)]
+    numbers = ["estimate", "low", "high", "p_adjusted"]
+    both = [table.loc[table["reason"] == "", numbers].dropna(how="all") for table in found]
+    shared = both[1].index
+    assert len(shared) > 20
+    pd.testing.assert_frame_equal(both[0].loc[shared], both[1], rtol=0, atol=1e-6)
+
+
+def test_signs_drawn_at_each_step_are_counted_and_not_exported(data, tmp_path):
+    for method in ("random_flip", "periodic"):
+        trained(tmp_path / "runs", data, study="s", method=method, seed=0, flip_interval=1)
+    small = export(tmp_path / "runs" / "s", tmp_path / "small", most_flips=20)
+    assert set(small.flips["name"]) == {"periodic"}
+    counts = small.runs.set_index("name")["flips_steps"]
+    assert counts["random_flip"] > 10
+    assert measured(small, "random_flip", "flip_count")[0] == counts["random_flip"]
+    assert np.isnan(measured(small, "random_flip", "interval_cv")[0])
+    assert np.isnan(measured(small, "random_flip", "before_toggle_test_macro_f1")[0])
+    assert (only_counted(small, "random_flip"), only_counted(small, "periodic")) == (1, 0)
+    assert not len(export(tmp_path / "runs" / "s", tmp_path / "none", most_flips=0).flips)
 
 
 def test_data_on_disk_trains_like_data_in_memory(tmp_path):
