@@ -15,7 +15,7 @@ PACKED := $(or $(FER_PACKED),packed)
 QUICK := $(PACKED)/synthetic-quick/manifest.json
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help study test lab table1 site stress benchmark notebooks clean
+.PHONY: help study test lab table1 site stress benchmark notebooks readme-results clean
 help:
 	@sed -n '2,8s/^# *//p' Makefile
 
@@ -79,3 +79,7 @@ clean:
 notebooks: $(VENV)/.test $(QUICK)
 	FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(VENV)/bin/jupyter-execute --inplace \
 	  --NotebookClient.record_timing=False notebooks/*.ipynb
+
+# For maintainers: README's results from notebooks/results, after records were added.
+readme-results: $(VENV)/.base
+	$(PY) -m fer_lib.readme_results

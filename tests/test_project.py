@@ -167,7 +167,8 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     ("lab", ["jupyter lab", "notebooks/00_start_here.ipynb"]), ("site", ["fer_lib.site --out build/site"]),
     ("test", ["ruff check", "pytest", "--nbval-lax", "--dist loadfile"]),
     ("benchmark", ["tests/benchmark_live.py --browser", "tests/benchmark_data.py", "fer_lib.benchmark_speed"]),
-    ("stress", ["tests/stress.py"]), ("clean", ["rm -rf"]), ("help", [])])
+    ("stress", ["tests/stress.py"]), ("clean", ["rm -rf"]), ("help", []),
+    ("readme-results", ["fer_lib.readme_results"])])
 def test_make_has_its_targets(target, commands):
     shown = make(target)
     assert shown.returncode == 0, shown.stderr
