@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fer_lib.files import RECORD_FORMAT, RecordError, write_together
 
@@ -215,10 +213,7 @@ def _repeated(runs: pd.DataFrame, folders: Sequence[Path]) -> np.ndarray:
     return again
 
 
-# --- small files: what is the same in all rows is said once, floats are stored byte by byte ---
-
-
-SAID_ONCE, COLUMNS = b"said_once", b"columns"
+# --- small files, which any reader of parquet opens ---
 
 
 def _write_tables(out: Path, tables: dict[str, pd.DataFrame]) -> None:
@@ -226,40 +221,25 @@ def _write_tables(out: Path, tables: dict[str, pd.DataFrame]) -> None:
     if tables["robustness"].empty:
         (out / "robustness.parquet").unlink(missing_ok=True)        # of an earlier export
         tables = {name: table for name, table in tables.items() if name != "robustness"}
-    arrow = {out / f"{name}.parquet": _as_arrow(table) for name, table in tables.items()}
-    for path in arrow:
-        for left in out.glob(f".{path.name}.*.tmp"):                # of one that was killed
+    for name in tables:
+        for left in out.glob(f".{name}.parquet.*.tmp"):             # of one that was killed
             left.unlink()
-    write_together({path: lambda p, table=table: _write_arrow(p, table) for path, table in arrow.items()})
+    write_together({out / f"{name}.parquet": lambda p, table=table: _write_small(p, table)
+                    for name, table in tables.items()})
 
 
-def _as_arrow(table: pd.DataFrame) -> pa.Table:
-    once = {c: _plain(table[c].iloc[0]) for c in table if c not in ("f1", "confusion", "name", "seed", "id")
-            and len(table) > 1 and (table[c] == table[c].iloc[0]).all()}
-    once = {c: value for c, value in once.items() if pd.Series([value]).dtype == table[c].dtype}
-    said = {SAID_ONCE: json.dumps(once).encode(), COLUMNS: json.dumps(list(table)).encode()}
-    return pa.Table.from_pandas(table.drop(columns=list(once)), preserve_index=False).replace_schema_metadata(said)
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _write_arrow(path: Path, table: pa.Table) -> None:
-    """A third of the size of what pandas writes, and slower: no statistics, no copy of the schema, most compression."""
-    floats = [f.name for f in table.schema if pa.types.is_floating(f.type)]
+def _write_small(path: Path, table: pd.DataFrame) -> None:
+    """Half of the size of what pandas writes, and slower: floats byte by byte, no statistics, most compression."""
+    floats = list(table.select_dtypes("float").columns)
     encoding = {c: "BYTE_STREAM_SPLIT" for c in floats} | {"step": "DELTA_BINARY_PACKED"}
-    encoding = {c: how for c, how in encoding.items() if c in table.column_names}
-    with pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=19, write_statistics=False,
-                          store_schema=False, column_encoding=encoding,
-                          use_dictionary=[c for c in table.column_names if c not in encoding]) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata(table.schema.metadata)        # without the schema they are not stored
+    encoding = {c: how for c, how in encoding.items() if c in table}
+    table.to_parquet(path, index=False, compression="zstd", compression_level=19, write_statistics=False,
+                     column_encoding=encoding, use_dictionary=[c for c in table if c not in encoding])
 
 
 def _read_exported(folder: Path) -> Records:
-    runs = _read_table(folder / "runs.parquet")
-    tables = {name: _read_table(folder / f"{name}.parquet") for name in (*TABLES, "robustness")
+    runs = pd.read_parquet(folder / "runs.parquet")
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in (*TABLES, "robustness")
               if name != "robustness" or (folder / "robustness.parquet").exists()}
     for name, table in tables.items():
         if len(table) and "id" in table:                # a join that was killed left more than `runs` lists
@@ -267,15 +247,6 @@ def _read_exported(folder: Path) -> Records:
         wide = table.select_dtypes(np.float32).columns if name in ("epochs", "robustness") else []
         tables[name] = table.astype({c: float for c in wide})
     return Records(runs=runs, unfinished=[], **tables)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    with pq.ParquetFile(path) as file:
-        said, found = file.metadata.metadata or {}, file.read().to_pandas()
-    if SAID_ONCE not in said:                           # as pandas wrote it
-        return found
-    once = pd.DataFrame({c: [value] * len(found) for c, value in json.loads(said[SAID_ONCE]).items()})
-    return pd.concat([found, once], axis=1)[json.loads(said[COLUMNS])]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,8 +7,13 @@ use the real one.
 import hashlib
 import json
 import os
+import random
+import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +34,9 @@ hypothesis.settings.register_profile("suite", derandomize=True)
 if "FER_FUZZ_CASES" not in os.environ:
     hypothesis.settings.load_profile("suite")
 
+# a shell that starts the tests in the background lets them ignore Ctrl-C, and all processes that they start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Cuts fuzz tests into parts for long runs (see `fuzzing`)."""
@@ -155,6 +163,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.LAYERS, "resnet18", (models.BasicBlock, [1, 1, 1, 1]))
 
 
+def free_port() -> int:
+    """For a server of a moment later: below the ports that systems give to whoever asks for any, such as kernels."""
+    while True:
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
+            return port
+
+
 @pytest.fixture
 def short_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
     short(monkeypatch)
@@ -187,3 +203,41 @@ def full_disk(tmp_path) -> Iterator[Path]:
         pytest.skip(f"no disk to fill, mounting is not allowed here ({mounted.stderr.decode().strip()[:60]})")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+# --- a JupyterLab and a browser (jupyterlab.py), for the tests that look at notebooks ---
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Of each module: while it is open, an event loop runs in this thread."""
+    from jupyterlab import find_browser, open_browser
+
+    assert find_browser(), "CI must install a browser"
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture
+def context(browser) -> Iterator[object]:
+    """A browser's fresh profile, with a window a notebook fits in."""
+    found = browser.new_context(viewport={"width": 1300, "height": 1150})
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def shared_place(tmp_path_factory) -> Iterator[object]:
+    from jupyterlab import Place
+
+    found = Place(tmp_path_factory.mktemp("newest"))
+    yield found
+    found.lab.stop()
+
+
+@pytest.fixture
+def place(shared_place) -> Iterator[object]:
+    """A running JupyterLab with notebooks as they come, no kernel and no run."""
+    shared_place.lab.end_sessions()
+    yield shared_place.fresh()
+    shared_place.lab.end_sessions()

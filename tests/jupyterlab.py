@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
+import pytest
+from conftest import free_port
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
@@ -29,6 +32,11 @@ def find_browser() -> str | None:
     """FER_BROWSER, or a Chromium or Chrome where they usually are."""
     named = os.environ.get("FER_BROWSER")
     return named or next((found for name in BROWSERS if (found := shutil.which(name))), None)
+
+
+needs_browser = [pytest.mark.browser, pytest.mark.skipif(
+    find_browser() is None and not os.environ.get("CI"), reason="no Chromium or Chrome here: install one, or name it "
+    "in FER_BROWSER")]
 
 
 def make_project(folder: Path) -> Path:
@@ -56,12 +64,6 @@ def set_parameters(notebook: Path, /, **values: object) -> None:
         lines[at] = f"{head.partition(' = ')[0]} = {value!r}  #{comment}"
     cell.source = "\n".join(lines)
     nbformat.write(content, notebook)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Lab:
@@ -102,7 +104,10 @@ class Lab:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.read()
 
-        for session in json.loads(ask("sessions")):
+        sessions = json.loads(ask("sessions"))
+        for kernel in psutil.Process(self.process.pid).children() if sessions else ():
+            kernel.kill()                               # asked to go, one takes two seconds
+        for session in sessions:
             ask(f"sessions/{session['id']}", "DELETE")
 
     def url(self, notebook: str) -> str:
@@ -165,9 +170,14 @@ class Page:
     def look_at(self, selector: str):
         """The element, scrolled to: JupyterLab detaches what is far from sight."""
         element = self.page.locator(selector).first
-        element.wait_for(state="attached", timeout=60_000)
-        element.scroll_into_view_if_needed()
-        return element
+        for attempt in range(5):
+            element.wait_for(state="attached", timeout=60_000)
+            try:
+                element.scroll_into_view_if_needed()
+                return element
+            except Exception as error:                  # detached in this moment, because cells above it grew
+                if "not attached" not in str(error) or attempt == 4:
+                    raise
 
     def chart(self, steps: int = 1, timeout: float = 60.) -> dict:
         """The live chart's facts, once it has drawn a picture of at least so many steps."""
@@ -189,6 +199,39 @@ class Page:
                 raise AssertionError(f"{selector} was not answered: {place.locator('.said').first.inner_text()}")
             time.sleep(.01)
         return found[-1][1] / 1000, place.locator(".said").first.inner_text()
+
+
+class Place:
+    """A JupyterLab with a project folder of its own."""
+
+    def __init__(self, folder: Path, kernel_path: str = ""):
+        self.runs = folder / "runs"
+        self.project = make_project(folder / "project")
+        self.lab = Lab(self.project, self.runs, kernel_path)
+
+    def fresh(self) -> "Place":
+        """Without a run, with the notebooks as they come, and none of them open from before."""
+        for folder in (self.runs, self.project.parent / "home" / ".jupyter" / "lab" / "workspaces"):
+            shutil.rmtree(folder, ignore_errors=True)
+        make_project(self.project)
+        return self
+
+    def notebook(self, name: str) -> Path:
+        return self.project / "notebooks" / name
+
+    def result(self, study: str = "scratch") -> tuple[Path, dict]:
+        """The one run of a study, and its result.json."""
+        path, = (p.parent for p in (self.runs / study).glob("*/result.json"))
+        return path, json.loads((path / "result.json").read_text())
+
+    def wait_for_status(self, status: str, seconds: float = 30.) -> tuple[Path, dict]:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            path, result = self.result()
+            if result["status"] == status:
+                return path, result
+            time.sleep(.1)
+        raise AssertionError(f"the run is {result['status']}, not {status}, after {seconds} s")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -464,10 +465,20 @@ def test_w0_that_is_zero_or_not_finite_is_refused(w0):
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """torch.compile anew, and taking the processor's word for what it can do: its own trials take ten seconds."""
+    from torch._inductor import config  # late: it takes a second
+
+    with config.patch({"cpp.vec_isa_ok": True}):
+        torch.compiler.reset()
+        yield
+
+
 @needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_compiled_equals_eager_and_the_literal_rounding_error_is_never_compiled(gradient):
-    torch.compiler.reset()
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(6)) * 20
     w, noise = torch.tensor([0.1, -1e-3, 0.9]).view(3, 1, 1), torch.randn(3, 1, 1)
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
@@ -488,9 +499,9 @@ def test_compiled_equals_eager_and_the_literal_rounding_error_is_never_compiled(
 
 
 @needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("function", ["cliff_relu", "exact"])
 def test_compiled_with_several_cliffs_keeps_inf_for_an_infinite_one(function):
-    torch.compiler.reset()
     x, w = torch.tensor([-1.0, 0.5, 1.0, 5.0, 7.0, INF, NAN]), torch.tensor(1.0)
 
     def call(x, cliff):

@@ -1,13 +1,12 @@
 """The live view in a real JupyterLab in headless Chromium: what a reader sees and does, while cells run.
 
-These need a Chromium or Chrome: without one they are skipped, and fail where CI is set. They run alone, because they
-measure how long a control takes to act.
+These need a Chromium or Chrome: without one they are skipped, and fail where CI is set. Those that measure how long a
+control takes to act run alone.
 """
 
 import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from jupyterlab import ROOT, Lab, Page, find_browser, make_project, open_browser, set_parameters
+from jupyterlab import ROOT, Page, Place, needs_browser, set_parameters
 
 from fer_lib.experiment import Experiment
 from fer_lib.live import monitor
@@ -24,81 +23,22 @@ from fer_lib.runs import open_run, record
 from fer_lib.workspace import Workspace, find_workspace
 
 OLDEST = Path(sys.prefix) / "ipykernel-oldest"          # `make test` puts the oldest admitted ipykernel there
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(
-    find_browser() is None and not os.environ.get("CI"), reason="no Chromium or Chrome here: install one, or name it "
-    "in FER_BROWSER")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert find_browser(), "CI must install a browser"
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def context(browser):
-    """A browser's fresh profile, with a window a notebook fits in."""
-    context = browser.new_context(viewport={"width": 1300, "height": 1150})
-    yield context
-    context.close()
-
-
-class Place:
-    """A JupyterLab with a project folder of its own."""
-
-    def __init__(self, folder: Path, kernel_path: str = ""):
-        self.runs = folder / "runs"
-        self.project = make_project(folder / "project")
-        self.lab = Lab(self.project, self.runs, kernel_path)
-
-    def notebook(self, name: str) -> Path:
-        return self.project / "notebooks" / name
-
-    def result(self, study: str = "scratch") -> tuple[Path, dict]:
-        """The one run of a study, and its result.json."""
-        path, = (p.parent for p in (self.runs / study).glob("*/result.json"))
-        return path, json.loads((path / "result.json").read_text())
-
-    def wait_for_status(self, status: str, seconds: float = 30.) -> tuple[Path, dict]:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            path, result = self.result()
-            if result["status"] == status:
-                return path, result
-            time.sleep(.1)
-        raise AssertionError(f"the run is {result['status']}, not {status}, after {seconds} s")
-
-
-@pytest.fixture(scope="module")
-def shared_place(tmp_path_factory):
-    found = Place(tmp_path_factory.mktemp("newest"))
-    yield found
-    found.lab.stop()
-
-
-@pytest.fixture
-def place(shared_place):
-    """A running JupyterLab with notebooks as they come, no kernel and no run."""
-    shutil.rmtree(shared_place.runs, ignore_errors=True)
-    make_project(shared_place.project)
-    yield shared_place
-    shared_place.lab.end_sessions()
+pytestmark = needs_browser
 
 
 @pytest.fixture(params=["newest", "oldest"])
 def either(request, tmp_path_factory):
     """A JupyterLab whose kernels run the newest ipykernel that is admitted here, and one with the oldest."""
-    path = ""
-    if request.param == "oldest":
-        assert OLDEST.is_dir() or not os.environ.get("CI"), "make test installs the oldest ipykernel for this"
-        if not OLDEST.is_dir():
-            pytest.skip("the oldest ipykernel is not here: make test installs it")
-        path = str(OLDEST)
-        version = subprocess.run([sys.executable, "-c", "import ipykernel; print(ipykernel.__version__)"], text=True,
-                                 env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=True).stdout
-        assert version.startswith("7.0.")
-    found = Place(tmp_path_factory.mktemp(request.param), path)
+    if request.param == "newest":
+        yield request.getfixturevalue("place")
+        return
+    assert OLDEST.is_dir() or not os.environ.get("CI"), "make test installs the oldest ipykernel for this"
+    if not OLDEST.is_dir():
+        pytest.skip("the oldest ipykernel is not here: make test installs it")
+    version = subprocess.run([sys.executable, "-c", "import ipykernel; print(ipykernel.__version__)"], text=True,
+                             env={**os.environ, "PYTHONPATH": str(OLDEST)}, capture_output=True, check=True).stdout
+    assert version.startswith("7.0.")
+    found = Place(tmp_path_factory.mktemp("oldest"), str(OLDEST))
     yield found
     found.lab.stop()
 
@@ -131,6 +71,7 @@ def fill(text: str):
 # --- one run, watched and steered ---
 
 
+@pytest.mark.alone
 def test_the_chart_grows_and_every_control_acts_while_the_cell_is_busy(either, context):
     set_parameters(either.notebook("04_train.ipynb"), epochs=400)
     page = Page(context, either.lab, "04_train.ipynb")
@@ -196,10 +137,21 @@ def test_the_chart_grows_and_every_control_acts_while_the_cell_is_busy(either, c
     page.page.close()
 
 
-def test_hover_zoom_legend_and_themes(place, context):
-    set_parameters(place.notebook("04_train.ipynb"), epochs=400)
-    page = Page(context, place.lab, "04_train.ipynb")
+@pytest.fixture(scope="module")
+def training(browser, shared_place):
+    """(the place, a page in which 04_train is at work): looked at by one test, interrupted by the next."""
+    shared_place.fresh()
+    set_parameters(shared_place.notebook("04_train.ipynb"), epochs=400)
+    context = browser.new_context(viewport={"width": 1300, "height": 1150})
+    page = Page(context, shared_place.lab, "04_train.ipynb")
     page.run_all()
+    yield shared_place, page
+    context.close()
+    shared_place.lab.end_sessions()
+
+
+def test_hover_zoom_legend_and_themes(training):
+    _, page = training
     page.chart(150)
     plot = page.look_at(".fer .plot")
     axis = "e => e._fullLayout.xaxis.range"
@@ -208,7 +160,7 @@ def test_hover_zoom_legend_and_themes(place, context):
     x, y = box["x"] + 92 + .4 * (box["width"] - 106), box["y"] + .57 * box["height"]
     page.page.mouse.move(x, y - 2)
     tip = page.page.locator(".fer .tip").first
-    for dy in range(-70, 70, 5):                                            # until the pointer is near a line
+    for dy in [*range(-70, 70, 5)] * 3:                                     # until the pointer is near a line
         page.page.mouse.move(x, y + dy)
         time.sleep(.1)                                                      # plotly looks every so often
         if tip.is_visible() and "w = " in tip.inner_text():
@@ -233,19 +185,15 @@ def test_hover_zoom_legend_and_themes(place, context):
     page.page.wait_for_function(f"document.querySelector('.fer .plot')._fullLayout.paper_bgcolor !== '{light}'")
     page.menu("Settings", "Theme")
     page.page.locator(".lm-Menu-item", has_text="JupyterLab Light").first.click()
-    page.command(".fer button.stop")
-    place.wait_for_status("interrupted")
+    page.page.wait_for_function(f"document.querySelector('.fer .plot')._fullLayout.paper_bgcolor === '{light}'")
     assert page.errors == []
-    page.page.close()
 
 
 # --- what stays ---
 
 
-def test_interrupt_is_a_clean_stop_and_an_error_keeps_picture_and_record(place, context):
-    set_parameters(place.notebook("04_train.ipynb"), epochs=400)
-    page = Page(context, place.lab, "04_train.ipynb")
-    page.run_all()
+def test_interrupt_is_a_clean_stop_and_an_error_keeps_picture_and_record(training, context):
+    place, page = training
     page.chart(20)
     page.menu("Kernel", "Interrupt Kernel")
     path, result = place.wait_for_status("interrupted")
@@ -307,6 +255,7 @@ def test_a_watched_run_has_the_bits_of_a_headless_one_and_its_picture_stays(plac
 # --- the monitor ---
 
 
+@pytest.mark.alone
 def test_the_monitor_follows_and_stops_a_cell_whose_page_was_left(place, context):
     set_parameters(place.notebook("04_train.ipynb"), epochs=400)
     set_parameters(place.notebook("monitor.ipynb"), path=str(place.runs))

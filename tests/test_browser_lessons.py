@@ -2,8 +2,9 @@
 
 import nbformat
 import pytest
-from jupyterlab import Page, set_parameters
-from test_browser import browser, context, place, pytestmark, shared_place  # noqa: F401
+from jupyterlab import Page, needs_browser, set_parameters
+
+pytestmark = [*needs_browser, pytest.mark.alone]
 
 # in the page: move a control, and say after how many milliseconds the chart and the sentence changed for the last time
 MOVE = """async (panel, [label, key]) => {
@@ -36,13 +37,17 @@ def wait_until_all_has_run(lesson: Page) -> None:
     }""", timeout=120_000)
 
 
-@pytest.fixture
-def lesson(place, context):         # noqa: F811
+@pytest.fixture(scope="module")
+def lesson(browser, shared_place):
     """02_activations, run in a page."""
-    set_parameters(place.notebook("02_activations.ipynb"), steps=10, short=2)
-    page = Page(context, place.lab, "02_activations.ipynb")
+    shared_place.fresh()
+    set_parameters(shared_place.notebook("02_activations.ipynb"), steps=10, short=2)
+    context = browser.new_context(viewport={"width": 1300, "height": 1150})
+    page = Page(context, shared_place.lab, "02_activations.ipynb")
     page.run_all()
-    return page
+    yield page
+    context.close()
+    shared_place.lab.end_sessions()
 
 
 def test_the_function_plots_follow_every_control_within_a_fifth_of_a_second(lesson):

@@ -3,19 +3,16 @@
 The cells are the notebooks' own functions on small tables, so that the test needs no training.
 """
 
-import os
 import time
 
 import nbformat
 import pytest
-from jupyterlab import ROOT, Lab, Page, find_browser, make_project, open_browser
+from jupyterlab import ROOT, Page, needs_browser
 from nbformat.v4 import new_code_cell, new_notebook
 
 from fer_lib import site
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(
-    find_browser() is None and not os.environ.get("CI"), reason="no Chromium or Chrome here: install one, or name it "
-    "in FER_BROWSER")]
+pytestmark = needs_browser
 SLIDERS = '''from fer_lib import w_figures
 w_figures.panel(4000, 1e-4, lr=1e-3, w0=.02, noise=1e-10).show("auto", alt="w")'''
 DIAGRAM = '''import math, torch, pandas as pd
@@ -31,30 +28,21 @@ placement_figures.clickable(model, pairs, flips, table).show("auto")'''
 
 
 @pytest.fixture(scope="module")
-def browser():
-    assert find_browser(), "CI must install a browser"
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def page(browser, tmp_path_factory):
+def page(browser, shared_place):
     """One notebook with the slider panel and the diagram, run."""
-    folder = tmp_path_factory.mktemp("lessons")
-    project = make_project(folder / "project")
+    notebook = shared_place.fresh().notebook("panels.ipynb")
     nbformat.write(new_notebook(cells=[new_code_cell(SLIDERS), new_code_cell(DIAGRAM)], metadata={"kernelspec": {
-        "name": "python3", "display_name": "Python 3", "language": "python"}}), project / "notebooks" / "panels.ipynb")
-    lab = Lab(project, folder / "runs")
+        "name": "python3", "display_name": "Python 3", "language": "python"}}), notebook)
     context = browser.new_context(viewport={"width": 1300, "height": 1500})
-    page = Page(context, lab, "panels.ipynb")
+    page = Page(context, shared_place.lab, "panels.ipynb")
     page.run_all()
     yield page
     assert page.errors == []
     context.close()
-    lab.end_sessions()
-    lab.stop()
+    shared_place.lab.end_sessions()
 
 
+@pytest.mark.alone
 def test_a_slider_moves_w_its_flips_and_the_sentence(page):
     said = page.look_at(".fer-panel .fer-said")
     before = said.inner_text()
@@ -75,6 +63,7 @@ def test_a_slider_moves_w_its_flips_and_the_sentence(page):
                                 "document.querySelector('.fer-panel .fer-said').innerText.includes('flip')")
 
 
+@pytest.mark.alone
 def test_a_click_or_a_key_on_the_diagram_chooses_a_site(page):
     place = page.look_at(".fer.clickable")
     page.page.wait_for_function("Number(document.querySelector('.fer.clickable')?.dataset.draws) >= 1", timeout=60_000)
@@ -92,6 +81,7 @@ def test_a_click_or_a_key_on_the_diagram_chooses_a_site(page):
     assert place.locator(".plot .bars path").count() > 5 and place.locator(".plot .scatterlayer .trace").count() == 3
 
 
+@pytest.mark.alone
 def test_the_saved_notebook_holds_no_data_of_the_panels(page):
     page.save()
     text = (page.lab.project / "notebooks" / "panels.ipynb").read_text()

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_runs import assert_same_record, trained
 
-from fer_lib import engine, groups, scheduling
+from fer_lib import engine, groups, scheduling, studies
 from fer_lib.cluster import start_here
 from fer_lib.experiment import Experiment
 from fer_lib.groups import OUT_OF_MEMORY, Fit, kind, measure_fit, plan_groups, train_group
@@ -211,22 +211,31 @@ seeds: 1
 """
 
 
+def environment(workspace: Workspace) -> dict[str, str]:
+    return {"FER_PACKED": str(workspace.packed), "FER_RUNS": str(workspace.runs), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{workspace.root}:{workspace.root / 'tests'}"}
+
+
 def study_on_cpus(workspace: Workspace, epochs: int) -> subprocess.Popen:
     """The batch command where "GPUs" are CPUs."""
     folder = workspace.runs.parent
     (folder / "batch.py").write_text(ON_CPUS)
     (folder / "study.yml").write_text(STUDY.format(epochs=epochs))
-    env = {**os.environ, "FER_PACKED": str(workspace.packed), "FER_RUNS": str(workspace.runs), "OMP_NUM_THREADS": "1",
-           "PYTHONPATH": f"{workspace.root}:{workspace.root / 'tests'}"}
     command = [sys.executable, str(folder / "batch.py"), str(folder / "study.yml"), "--workers", "2", "--together", "2"]
-    return subprocess.Popen(command, env=env, cwd=workspace.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True)
+    return subprocess.Popen(command, env={**os.environ, **environment(workspace)}, cwd=workspace.root,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_study_in_groups_leaves_records_notebooks_and_the_table(workspace):
-    process = study_on_cpus(workspace, 2)
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == 0 and err == "", err
+def test_a_study_in_groups_leaves_records_notebooks_and_the_table(workspace, monkeypatch, capfd):
+    monkeypatch.setattr(scheduling, "execute", scripted_runs.finished_before)
+    monkeypatch.setattr(studies, "devices_of", lambda runs: ["cpu:0"])
+    for name, value in environment(workspace).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(workspace.root)
+    (workspace.runs.parent / "study.yml").write_text(STUDY.format(epochs=2))
+    assert studies.main([str(workspace.runs.parent / "study.yml"), "--workers", "2", "--together", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
     assert "2 to train, on cpu:0" in out and "[2/2]" in out and "baseline " in out.split("[2/2]")[1]
     for path in (workspace.runs / "s").iterdir():
         result = json.loads((path / "result.json").read_text())

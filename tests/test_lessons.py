@@ -5,7 +5,7 @@ import statistics
 
 import nbformat
 import pytest
-from test_notebooks import ROOT, code_cells, is_parameters, papermill_command
+from test_notebooks import ROOT, code_cells, execute, is_parameters
 
 from fer_lib.exercises import EXERCISES
 
@@ -69,11 +69,8 @@ QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
 @pytest.mark.parametrize("name", QUICK)
 def test_papermill_runs_a_lesson_with_quick_parameters(name, tmp_path):
     values, sentences = QUICK[name]
-    pairs = [word for key, value in values.items() for word in ("-p", key, str(value))]
     out = tmp_path / f"{name}.ipynb"
-    process = papermill_command(out, tmp_path / "runs", *pairs, notebook=name)
-    shown, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, shown
+    execute(out, tmp_path / "runs", name, **values)
     assert out.stat().st_size <= 500_000
     text = "".join(o.get("text", "") for c in code_cells(out) for o in c.outputs)
     for sentence in sentences:

@@ -14,9 +14,11 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from papermill.parameterize import parameterize_notebook
 from test_audit import clean_set, pack
 
 from fer_lib.experiment import Experiment, parameters_cell
+from fer_lib.kernels import run_notebook
 from fer_lib.workspace import find_workspace
 
 ROOT = Path(__file__).parents[1]
@@ -118,41 +120,65 @@ def test_the_parameters_of_training_are_exactly_the_fields_of_an_experiment():
 # --- papermill's own command ---
 
 
-def papermill_command(out: Path, runs: Path, *parameters: str, notebook: str = "04_train") -> subprocess.Popen:
+def papermill_command(out: Path, runs: Path, *parameters: str) -> subprocess.Popen:
     env = {**os.environ, "FER_RUNS": str(runs), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
            "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", str(out), *parameters]
+    command = [sys.executable, "-m", "papermill", "notebooks/04_train.ipynb", str(out), *parameters]
     return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-WRONG = {("sede", "1"): "ParameterError: unknown parameter 'sede': did you mean 'seed'?",
-         ("lr", "fast"): "ParameterError: lr is a number, not 'fast' (learning rate)",
+def execute(out: Path, runs: Path, notebook: str = "04_train", **parameters: object) -> None:
+    """What the command does, without its process: papermill, and a kernel of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"FER_RUNS": str(runs), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
+                            "PYTHONPATH": str(ROOT)}.items():
+            patch.setenv(name, value)
+        run_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", out, parameters, ROOT)
+
+
+def error_of(cells: list) -> dict:
+    """The one error that these cells show: a sentence alone."""
+    error, = (o for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error")
+    assert error.traceback == [f"{error.ename}: {error.evalue}"]
+    return error
+
+
+WRONG = {("lr", "fast"): "ParameterError: lr is a number, not 'fast' (learning rate)",
          ("method", "bogus"): "ParameterError: unknown method 'bogus'",
          ("data", "nowhere"): "DataError: no packed data at 'nowhere': make it with 'python -m data_prep"}
 
 
 def test_papermill_ends_with_a_sentence_where_a_parameter_is_wrong(tmp_path):
-    for pair in (list(WRONG)[:2], list(WRONG)[2:]):     # two kernels at a time
-        going = [papermill_command(tmp_path / f"{name}.ipynb", tmp_path / "runs", "-p", name, value)
-                 for name, value in pair]
-        for (name, value), process in zip(pair, going):
-            shown, _ = process.communicate(timeout=120)
-            assert process.returncode != 0
-            assert WRONG[name, value] in shown
-            notebook = nbformat.read(tmp_path / f"{name}.ipynb", 4)
-            error, = (o for c in notebook.cells if c.cell_type == "code" for o in c.outputs
-                      if o.output_type == "error")
-            assert error.traceback == [f"{error.ename}: {error.evalue}"], "the sentence alone"
+    process = papermill_command(tmp_path / "out.ipynb", tmp_path / "runs", "-p", "sede", "1")
+    shown, _ = process.communicate(timeout=120)
+    sentence = "ParameterError: unknown parameter 'sede': did you mean 'seed'?"
+    assert process.returncode != 0 and sentence in shown
+    assert error_of(nbformat.read(tmp_path / "out.ipynb", 4).cells).traceback == [sentence]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_wrong_parameter_is_a_sentence(tmp_path):
+    """The notebook as papermill parameterizes it, down to the cell that fails; all in one kernel."""
+    train, cells = papermill.iorw.load_notebook_node(str(TRAIN)), []
+    for name, value in WRONG:
+        own = [c for c in parameterize_notebook(train, {name: value}).cells if c.cell_type == "code"][:3]
+        assert [c.metadata.tags for c in own[:2]] == [["parameters"], ["injected-parameters"]]
+        own[2].metadata.tags = ["raises-exception"]
+        cells += [nbformat.v4.new_code_cell(c.source, metadata=c.metadata) for c in own]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": train.metadata.kernelspec}),
+                   tmp_path / "wrong.ipynb")
+    with pytest.raises(papermill.PapermillExecutionError, match="nowhere"):
+        execute(tmp_path / "out.ipynb", tmp_path / "runs", str(tmp_path / "wrong"))
+    found = [c for c in code_cells(tmp_path / "out.ipynb") if c.execution_count]
+    for k, sentence in enumerate(WRONG.values()):
+        assert sentence in error_of(found[3 * k:3 * k + 3]).traceback[0]
     assert not (tmp_path / "runs").exists()
 
 
 def test_papermill_runs_the_other_notebooks_with_the_view_in_them(tmp_path):
     """Forced on, the view runs too, with nobody there to look; what is saved is small and holds no widget's data."""
-    going = {name: papermill_command(tmp_path / f"{name}.ipynb", tmp_path / "runs", "-p", "live", live, notebook=name)
-             for name, live in (("00_start_here", "on"), ("monitor", "off"))}
-    for name, process in going.items():
-        shown, _ = process.communicate(timeout=180)
-        assert process.returncode == 0, shown
+    for name, live in (("00_start_here", "on"), ("monitor", "off")):
+        execute(tmp_path / f"{name}.ipynb", tmp_path / "runs", name, live=live)
         assert (tmp_path / f"{name}.ipynb").stat().st_size <= 400_000
         notebook = nbformat.read(tmp_path / f"{name}.ipynb", 4)
         assert any("image/png" in o.get("data", {}) for c in code_cells(tmp_path / f"{name}.ipynb") for o in c.outputs)
@@ -162,10 +188,7 @@ def test_papermill_runs_the_other_notebooks_with_the_view_in_them(tmp_path):
 def test_pictures_of_faces_that_are_not_drawn_stay_out_of_a_notebook(tmp_path):
     """01_faces on a colour set with soft labels: its four pictures are counts, soft labels and two of drawn faces."""
     data = pack(tmp_path / "mine", *clean_set())
-    process = papermill_command(tmp_path / "out.ipynb", tmp_path / "runs", "-p", "data", str(data), "-p", "seeds", "1",
-                                notebook="01_faces")
-    shown, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, shown
+    execute(tmp_path / "out.ipynb", tmp_path / "runs", "01_faces", data=str(data), seeds=1)
     cells = code_cells(tmp_path / "out.ipynb")
     text = "".join(o.get("text", "") for c in cells for o in c.outputs)
     assert text.count("No picture here: these faces are research images") == 2

@@ -45,10 +45,17 @@ def sizes(manifest: dict) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def fer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("fer")
-    unpack("fer2013-csv", folder)
-    return unpack("ferplus-csv", folder)
+def fer(request, tmp_path_factory) -> Path:
+    """Unpacking fer2013.csv takes half a minute, so it is kept in pytest's cache as long as the data are the same."""
+    folder = unpack("ferplus-csv", tmp_path_factory.mktemp("fer"))
+    stamp = "-".join(str(p.stat().st_mtime_ns) for p in (PLACE / "unpack.py", *sorted(PLACE.glob("fer2013*"))))
+    kept = request.config.cache.mkdir("fer2013") / stamp
+    if not kept.exists():
+        half = unpack("fer2013-csv", kept.with_name(f"half-{os.getpid()}"))
+        if not kept.exists():
+            half.rename(kept)
+    (folder / "fer2013.csv").symlink_to(kept / "fer2013.csv")
+    return folder
 
 
 @pytest.fixture(scope="module")

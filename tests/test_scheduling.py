@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import scripted_runs
-from conftest import make_data, make_experiment, write_packed
+from conftest import free_port, make_data, make_experiment, write_packed
 
 from fer_lib import cluster, scheduling
 from fer_lib.cluster import Cluster, ClusterError, connect, differences, start_here, traits
@@ -151,12 +150,6 @@ def test_whatever_ends_the_work_is_the_outcome_of_one_run(workspace, sentence, s
 
 
 # --- workers that were started elsewhere, and are reached by the scheduler's address ---
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Elsewhere:
