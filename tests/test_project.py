@@ -176,6 +176,16 @@ def test_make_has_its_targets(target, commands):
         assert command in shown.stdout
 
 
+@pytest.mark.parametrize("data, words", [
+    ("", ["--size quick"]), ("fer2013", ["--size standard"]), ("affectnet", ["--size paper"]),
+    ("mine/faces", ["--name table1_faces", "--set data=mine/faces"])])
+def test_table1_runs_at_the_size_of_its_data(data, words):
+    shown = make("table1", f"DATA={data}", "PACKED=nowhere").stdout
+    line, = (line for line in shown.splitlines() if "fer_lib.batch" in line)
+    assert all(word in line for word in words) and ("--name" in line) == ("/" in data)
+    assert ("data_prep synthetic" in shown) == (data == "")
+
+
 def test_files_named_by_the_makefile_exist_and_help_names_the_targets():
     text = (ROOT / "Makefile").read_text()
     for path in re.findall(r"notebooks/[\w/]+\.(?:yml|ipynb)", text):

@@ -90,6 +90,17 @@ def test_settings_that_the_choices_table_names_exist():
 
 
 def test_links_lead_somewhere():
+    """Files that exist, and sections of notebooks that do."""
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert len(links) > 5
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (ROOT / link.split("#")[0]).exists()] == []
+    for path, section in (link.split("#") for link in links if "#" in link):
+        cells = json.loads((ROOT / path).read_text())["cells"]
+        heads = [line for c in cells if c["cell_type"] == "markdown" for line in "".join(c["source"]).splitlines()]
+        assert f"## {section.replace('-', ' ')}" in heads
+
+
+def test_a_headings_text_is_about_it():
+    """What stood under "Many machines" by mistake: a reader's own picture, and what a record holds."""
+    own = README.split("### Many machines")[1].split("\n## ")[0]
+    assert "Your own picture" in README and "Your own picture" not in own and "A run's record lies" not in own
