@@ -167,12 +167,23 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     ("lab", ["jupyter lab", "notebooks/00_start_here.ipynb"]), ("site", ["fer_lib.site --out build/site"]),
     ("test", ["ruff check", "pytest", "--nbval-lax", "--dist loadfile"]),
     ("benchmark", ["tests/benchmark_live.py --browser", "tests/benchmark_data.py", "fer_lib.benchmark_speed"]),
-    ("stress", ["tests/stress.py"]), ("clean", ["rm -rf"]), ("help", [])])
+    ("stress", ["tests/stress.py"]), ("clean", ["rm -rf"]), ("help", []),
+    ("readme-results", ["fer_lib.readme_results"])])
 def test_make_has_its_targets(target, commands):
     shown = make(target)
     assert shown.returncode == 0, shown.stderr
     for command in commands:
         assert command in shown.stdout
+
+
+@pytest.mark.parametrize("data, words", [
+    ("", ["--size quick"]), ("fer2013", ["--size standard"]), ("affectnet", ["--size paper"]),
+    ("mine/faces", ["--name table1_faces", "--set data=mine/faces"])])
+def test_table1_runs_at_the_size_of_its_data(data, words):
+    shown = make("table1", f"DATA={data}", "PACKED=nowhere").stdout
+    line, = (line for line in shown.splitlines() if "fer_lib.batch" in line)
+    assert all(word in line for word in words) and ("--name" in line) == ("/" in data)
+    assert ("data_prep synthetic" in shown) == (data == "")
 
 
 def test_files_named_by_the_makefile_exist_and_help_names_the_targets():

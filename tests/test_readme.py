@@ -5,9 +5,15 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
+from fer_lib import readme_results
 from fer_lib.experiment import Experiment
+from fer_lib.files import RecordError
+from fer_lib.readme_results import BEGIN, END
 from fer_lib.records import read_records
 from fer_lib.statistics import compare_arms
+from fer_lib.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -15,35 +21,47 @@ README = (ROOT / "README.md").read_text()
 
 def rows_after(marker: str) -> list[list[str]]:
     """The cells of the first table after the marker, without its two head lines."""
-    lines = README.split(marker, 1)[1].strip().splitlines()
-    table = [line for line in lines[:lines.index("")] if line.startswith("|")]
+    table = re.search(r"(^\|.*\n)+", README.split(marker, 1)[1], re.M)[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
 
 
-def test_results_table_is_that_of_the_records():
-    runs = read_records(ROOT / "notebooks" / "results" / "table1_fer2013").runs
-    arms = {row.arm: row for row in compare_arms(runs, "chosen_test_macro_f1").itertuples()}
-    last = {row.arm: row.score.mean for row in compare_arms(runs, "last_test_macro_f1").itertuples()}
-    most = {row.arm: row.score.mean for row in compare_arms(runs, "max_val_macro_f1").itertuples()}
-    shown = rows_after("<!-- results:table1_fer2013 -->")
-    assert [row[0] for row in shown] == list(arms)
-    for arm, n, score, difference, at_last, largest, _, flips in shown:
-        steps = runs.loc[runs["name"] == arm, "flips_steps"]
-        assert (n, score) == (str(arms[arm].score.n), f"{arms[arm].score:.3f}")
-        assert difference == (f"{arms[arm].difference:+.3f}" if arms[arm].difference else "")
-        assert (at_last, largest) == (f"{last[arm]:.3f}", f"{most[arm]:.3f}")
-        assert flips == f"{steps.min()}–{steps.max()}"
+def test_results_are_those_of_the_records():
+    """To the letter: whoever adds records runs `make readme-results`."""
+    assert readme_results.main(["--check"]) == 0, "make readme-results"
 
 
-def test_results_state_where_and_on_what_they_were_made():
-    runs = read_records(ROOT / "notebooks" / "results" / "table1_fer2013").runs
-    text = " ".join(README.split("## Results", 1)[1].split("<!--")[0].split())
-    assert set(runs["env_date"]) == set(re.findall(r"Made (\d{4}-\d\d-\d\d)", text))
-    assert all(device in text for device in runs["env_device"])
-    assert all(f"torch {version}" in text for version in runs["env_torch"])
-    for split in ("val", "test"):
-        assert set(runs[f"n_{split}"]) <= {int(n.replace(",", "")) for n in re.findall(r"\d,\d{3}", text)}
-    assert {f"n = {n}" for n in runs.groupby("name").size()} == set(re.findall(r"n = \d+", text))
+def test_results_have_n_intervals_hardware_and_a_verdict_for_each_claim():
+    text = README.split(BEGIN)[1].split(END)[0]
+    runs = read_records(ROOT / "notebooks" / "results" / "table1").runs
+    flat = " ".join(text.split())
+    for fact in ("env_device", "env_date", "env_torch"):
+        assert all(value.split("+")[0] in flat for value in runs[fact])
+    assert re.search(r"\*\*n = \d+( to \d+)? seeds an arm\*\*", flat) and "GPU seconds a run" in flat
+    assert "wall time" in flat
+    shown = {row[0]: row for row in rows_after(BEGIN)}
+    for arm in compare_arms(runs, "chosen_test_macro_f1").itertuples():
+        assert shown[arm.arm][1:3] == [str(arm.score.n), f"{arm.score:.3f}"]
+    assert [row[0] for row in rows_after("### Each claim, judged")] == [
+        *(f"C{k}" for k in range(1, 23)), "K1", "K2", "K3"]
+
+
+def test_another_number_is_found_and_mended(tmp_path, monkeypatch, capsys):
+    (tmp_path / "fer_lib").mkdir()
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    digit = re.search(r"\| baseline \| \d+ \| 0\.(\d)", README)
+    wrong = README[:digit.start(1)] + str((int(digit[1]) + 1) % 10) + README[digit.end(1):]
+    (tmp_path / "README.md").write_text(wrong)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(readme_results, "find_workspace", lambda: Workspace(tmp_path, tmp_path / "runs", tmp_path))
+    assert readme_results.main(["--check"]) == 1 and (tmp_path / "README.md").read_text() == wrong
+    assert "make readme-results" in capsys.readouterr().out
+    assert readme_results.main([]) == 0 and (tmp_path / "README.md").read_text() == README
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_markers_that_are_not_there_are_named(text):
+    with pytest.raises(RecordError, match="README.md needs the lines"):
+        readme_results.written(text, "results")
 
 
 def test_speed_is_that_of_the_record():
@@ -72,6 +90,17 @@ def test_settings_that_the_choices_table_names_exist():
 
 
 def test_links_lead_somewhere():
+    """Files that exist, and sections of notebooks that do."""
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert len(links) > 5
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (ROOT / link.split("#")[0]).exists()] == []
+    for path, section in (link.split("#") for link in links if "#" in link):
+        cells = json.loads((ROOT / path).read_text())["cells"]
+        heads = [line for c in cells if c["cell_type"] == "markdown" for line in "".join(c["source"]).splitlines()]
+        assert f"## {section.replace('-', ' ')}" in heads
+
+
+def test_a_headings_text_is_about_it():
+    """What stood under "Many machines" by mistake: a reader's own picture, and what a record holds."""
+    own = README.split("### Many machines")[1].split("\n## ")[0]
+    assert "Your own picture" in README and "Your own picture" not in own and "A run's record lies" not in own

@@ -49,7 +49,8 @@ def test_a_claim_is_a_row_with_the_papers_number_beside_ours(tmp_path):
     ours = v.contrasts[0].judgement.estimate.mean
     assert float(row["ours − paper"]) == pytest.approx(ours - .04, abs=6e-4)
     assert row["contrasts"] == f"1 {HOLDS}" and row["what is missing"] == ""
-    assert verdict_figures.sentence(v).startswith(f"C1 HOLDS: {v.claim.text}. a - baseline: chosen_test_macro_f1 +0.05")
+    assert verdict_figures.sentence(v).startswith(
+        f"C1 HOLDS: {v.claim.text}. s: a - baseline: chosen_test_macro_f1 +0.05")
 
 
 def test_a_claim_without_records_says_what_is_missing(tmp_path):

@@ -1,0 +1,190 @@
+"""README's results, written between its two markers from the records that came with the kit; nothing is typed in.
+
+    python -m fer_lib.readme_results [--check]
+
+`make readme-results` after records were added. A test compares README with the records.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fer_lib.claims import ClaimVerdict
+from fer_lib.claims_file import ClaimError
+from fer_lib.files import RecordError, write_atomically
+from fer_lib.records import read_records
+from fer_lib.statistics import JUDGED_SEEDS, compare_arms
+from fer_lib.study_records import judged
+from fer_lib.verdict_figures import VERDICTS, number, short
+from fer_lib.workspace import Workspace, find_workspace
+
+BEGIN, END = "<!-- results: made by `make readme-results` -->", "<!-- end of results -->"
+PAPER = {"baseline": ".34", "dropout": ".32", "periodic": ".38", "dynamic": ".39", "dropout+periodic": ".35"}
+SPLITS = {"fer2013": {"val": "PublicTest", "test": "PrivateTest"}}
+MEASURE = "chosen_test_macro_f1"
+
+
+def section(workspace: Workspace, study: str = "table1") -> str:
+    """The text between the markers."""
+    runs = read_records(workspace.root / "notebooks" / "results" / study).runs
+    verdicts = judged(workspace)
+    return "\n\n".join([_made(runs, study), _table(runs), _reading(runs), _claims_head(verdicts), _claims(verdicts)])
+
+
+def _made(runs: pd.DataFrame, study: str) -> str:
+    """What was run, on what, when, and what it took."""
+    one = lambda column: " or ".join(f"{v:g}" if isinstance(v, float) else str(v)                            # noqa: E731
+                                     for v in runs[column].unique())
+    n = runs.groupby("name").size()
+    seeds = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+    split = SPLITS.get(runs["data"].iloc[0], {"val": "val", "test": "test"})
+    augment, side = one("setting_augment"), one("setting_image_size")
+    lines = [
+        f"{one('data')}: {_thousands(runs['n_train'])} training images. The epoch is chosen on {split['val']} "
+        f"({_thousands(runs['n_val'])} images), macro-F1 is reported on {split['test']} "
+        f"({_thousands(runs['n_test'])}).",
+        f"{one('setting_backbone')} from scratch, {'images of their own size' if side == '0' else f'{side} px'}, batch "
+        f"{one('setting_batch_size')}, {one('setting_optimizer')} {one('setting_lr')} / "
+        f"{one('setting_weight_decay')}, {one('setting_epochs')} epochs, "
+        f"{'no augmentation' if augment == 'none' else augment}, {one('env_precision')}.",
+        f"**n = {seeds} seeds an arm** ({len(runs)} runs); brackets are 95 % t intervals, differences are paired by "
+        f"seed. Made {' and '.join(sorted(runs['env_date'].unique()))} on {_devices(runs)}. {_cost(runs)}",
+        f"Records: [notebooks/results/{study}](notebooks/results/{study}), shown by "
+        "[09_table1](notebooks/09_table1.ipynb)."]
+    return _wrapped(" ".join(lines))
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _thousands(counts: pd.Series) -> str:
+    return " or ".join(f"{n:,}" for n in counts.unique())
+
+
+def _devices(runs: pd.DataFrame) -> str:
+    """Such as "NVIDIA H200 (20 runs; torch 2.11.0, CUDA 13.0, Python 3.12.3)"."""
+    columns = ["env_device", "env_torch", "env_cuda", "env_python"]
+    rows = runs[columns].fillna("none").value_counts(sort=False).reset_index().itertuples(index=False)
+    return " and ".join(f"{device} ({k} runs; torch {torch.split('+')[0]}, CUDA {cuda}, Python {python})"
+                        for device, torch, cuda, python, k in rows)
+
+
+def _cost(runs: pd.DataFrame) -> str:
+    """Wall time, and the GPU's seconds where the records say how many runs shared it."""
+    said = f"A run took {runs['seconds'].median():.0f} s of wall time (median)"
+    own = runs[runs["runs_together"].notna()] if "runs_together" in runs else runs.iloc[:0]
+    if own.empty:
+        return f"{said}; how many shared a GPU was not recorded."
+    seconds = own["seconds"] / own["runs_together"]
+    return f"{said}; side by side on a GPU that is {seconds.median():.0f} GPU seconds a run ({len(own)} runs that " \
+           f"record it, {seconds.sum() / 60:.0f} GPU minutes in all)."
+
+
+def _table(runs: pd.DataFrame) -> str:
+    last, most = ({r.arm: f"{r.score.mean:.3f}" for r in compare_arms(runs, m).itertuples()}
+                  for m in ("last_test_macro_f1", "max_val_macro_f1"))
+    rows = []
+    for r in compare_arms(runs, MEASURE).itertuples():
+        flips = runs.loc[runs["name"] == r.arm, "flips_steps"]
+        rows.append([r.arm, r.score.n, f"{r.score:.3f}", f"{r.difference:+.3f}" if r.difference else "", last[r.arm],
+                     most[r.arm], PAPER.get(r.arm, ""), f"{flips.min()}–{flips.max()}"])
+    return _markdown(["arm", "n", "macro-F1, test", "against baseline", "last epoch",
+                      "largest on val (the paper's way)", "the paper, AffectNet", "steps with a flip"], rows)
+
+
+def _reading(runs: pd.DataFrame) -> str:
+    """The table in words, by its intervals."""
+    table = compare_arms(runs, MEASURE)
+    where: dict[str, list[str]] = {}
+    for r in table.itertuples():
+        if r.difference and r.difference.n > 1:
+            d = r.difference
+            where.setdefault("above the baseline" if d.low > 0 else "below the baseline" if d.high < 0 else
+                             "not told apart from it", []).append(r.arm)
+    said = "; ".join(f"{', '.join(arms)}: {words}" for words, arms in where.items())
+    paper = [arm for arm in sorted(PAPER, key=PAPER.get, reverse=True) if arm in set(table["arm"])]
+    order = [r.arm for r in sorted(table.itertuples(), key=lambda r: -r.score.mean)]
+    text = f"By these intervals {said}. Order here: {', '.join(order)}. The paper's: {', '.join(paper)}."
+    if (fewest := min(r.score.n for r in table.itertuples())) < JUDGED_SEEDS:
+        text = f"**Descriptive, no verdict**: judging Table 1 takes {JUDGED_SEEDS} seeds an arm by the rules we set " \
+               f"ourselves; here the fewest are {fewest}. {text}"
+    return _wrapped(text)
+
+
+def _claims_head(verdicts: Sequence[ClaimVerdict]) -> str:
+    named = [(name, [v.claim.name for v in verdicts if v.verdict == name]) for name in VERDICTS]
+    data = sorted({d for v in verdicts for c in v.contrasts if c.judgement.n for d in c.sample.data})
+    counts = "; ".join(f"**{name}** {', '.join(own)}" for name, own in named if own)
+    return "### Each claim, judged\n\n" + _wrapped(
+        "By rules [written down](notebooks/studies/claims.yml) before the runs, on "
+        f"{', '.join(data) or 'no data yet'}: {counts}. A claim may be several comparisons: the numbers are those of "
+        'the first that is judged and has records. n "10 of 20" means that 20 seeds were asked for, so that this is a '
+        "description and no verdict. p is adjusted for the comparisons of a family (Holm). K1 to K3 are our controls. "
+        "09_table1 shows every comparison, and the commands that would judge the rest.")
+
+
+def _claims(verdicts: Sequence[ClaimVerdict]) -> str:
+    rows = []
+    for v in verdicts:
+        asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
+        first = next((c for c in asked if c.judgement.n), None)
+        row = [v.claim.name, v.claim.text, v.verdict]
+        if first is None:
+            rows.append([*row, v.reason, "", "", "", ""])
+            continue
+        j, paper, q = first.judgement, first.paper_difference, first.contrast
+        p = j.equivalent_p_adjusted if q.direction in ("equal", "no_gain") else j.p_adjusted
+        counts = [(name, sum(c.judgement.verdict == name for c in asked)) for name in VERDICTS]
+        more = f" ({', '.join(f'{k} {name}' for name, k in counts if k)})" if len(asked) > 1 else ""
+        event = f", in {round(j.met.mean * j.n)} of {j.n} runs" if j.met else ""
+        few = q.direction != "shown" and j.n < q.n
+        rows.append([*row, f"{short(first)}, {q.metric}{event}{more}", number(j.estimate),
+                     "" if paper is None else f"{paper:+.3f}", f"{j.n} of {q.n}" if few else j.n,
+                     "" if p != p else f"{p:.2g}"])
+    return _markdown(["", "the paper says", "verdict", "by, and how its comparisons went", "ours [95 %]", "the paper",
+                      "n", "p"], rows)
+
+
+def _markdown(head: list[str], rows: list[list]) -> str:
+    cells = lambda row: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"              # noqa: E731
+    return "\n".join([cells(head), "|" + "---|" * len(head), *map(cells, rows)])
+
+
+def written(readme: str, text: str) -> str:
+    """README with that text between its markers. Raises RecordError where they are not there once, in order."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        raise RecordError(f"README.md needs the lines '{BEGIN}' and '{END}' once each, in this order")
+    return f"{readme.split(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{readme.split(END)[1]}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fer_lib.readme_results", description="README's results, from the "
+                                     "records in notebooks/results.")
+    parser.add_argument("--check", action="store_true",
+                        help="write nothing; exit code 1 where README says something else")
+    args = parser.parse_args(argv)
+    workspace = find_workspace()
+    path: Path = workspace.root / "README.md"
+    try:
+        old = path.read_text()
+        new = written(old, section(workspace))
+        if old != new and not args.check:
+            write_atomically(path, lambda p: p.write_text(new))
+    except (RecordError, ClaimError, OSError) as error:
+        print(f"readme_results: {error}", file=sys.stderr)
+        return 2
+    if old == new:
+        print("README agrees with the records")
+    else:
+        print("README doesn't say what the records say: make readme-results" if args.check else
+              "README's results are new")
+    return int(args.check and old != new)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
