@@ -66,8 +66,9 @@ def test_every_link_resolves_and_nothing_is_loaded(pages):
 
 
 def test_pictures_are_in_the_pages_with_their_words(pages):
-    count = {path.stem: sum("image/png" in o.get("data", {}) for c in nbformat.read(path, 4).cells
-                            if c.cell_type == "code" for o in c.outputs) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    stored = {path.stem: nbformat.read(path, 4).cells for path in (ROOT / "notebooks").glob("*.ipynb")}
+    count = {name: sum("image/png" in o.get("data", {}) for c in cells if c.cell_type == "code" for o in c.outputs)
+             for name, cells in stored.items()}
     shown = [picture for name, page in pages.items() if name for picture in page.pictures]
     assert len(shown) >= sum(count.values()) > 10
     for name in ("07_dynamic", "08_placement"):                                 # the last is the screenshot
