@@ -8,7 +8,7 @@ from torch import nn
 from fer_lib.diagram import Box, Diagram, Word
 from fer_lib.live.clickable import Clickable, Drawing
 from fer_lib.methods.bn_negation import negated_parameters
-from fer_lib.models import SiteBasicBlock
+from fer_lib.models import SiteBasicBlock, sites
 from fer_lib.palette import BLUE, GREY, ORANGE, RED
 from fer_lib.site_statistics import STATISTICS, every_site
 
@@ -26,6 +26,15 @@ def has_twin(model: nn.Module, site: str) -> bool:
         return bool(negated_parameters(model, site, "before_relu"))
     except ValueError:
         return False
+
+
+def place_tint(model: nn.Module, place: str) -> str:
+    """A place's colour in the diagram (sites as an Experiment names them; with ", after ReLU" where the flip is
+    there): of several sites the common one, else a neutral one.
+    """
+    where, _, late = place.partition(",")
+    twins = {bool(has_twin(model, name) and not late) for name in sites(model, where)}
+    return PLAIN if len(twins) > 1 else TWIN if True in twins else NO_TWIN
 
 
 def network_diagram(model: nn.Module) -> Diagram:

@@ -4,6 +4,7 @@ Nothing here imports torch.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -63,11 +64,13 @@ def missing(workspace: Workspace, name: str, size: str = "standard") -> str:
 
 def lacking(workspace: Workspace, found: Mapping[str, Records], wanted: Sequence[str], size: str = "standard") -> str:
     """What a part of a notebook needs and `found` (`studies_in`) doesn't have, and how to make it: a line a study, then
-    its command; empty where all is here. wanted: STUDY, of which any arm will do, or STUDY/ARM.
+    its command; empty where all is here. wanted: STUDY, of which any arm will do, STUDY/ARM, or STUDY/* for each arm
+    that runs at that size.
     """
     said = []
     for study in dict.fromkeys(name.split("/")[0] for name in wanted):
         arms = [name.split("/", 1)[1] for name in wanted if name.startswith(f"{study}/")]
+        arms = list(_seeds(workspace, study, size)) if "*" in arms else arms
         here = set(found[study].runs["name"]) if study in found else set()
         if not here:
             said.append(f"No records of {study} here. {_how(workspace, study, size)}")
@@ -146,6 +149,10 @@ def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "note
         raise ClaimError(f"no claim '{unknown[0]}' (choose from {', '.join(c.name for c in claims.claims)})")
     if not (workspace.root / records).is_dir():
         raise ClaimError(f"no folder of records at '{records}'")
+    if names:                                           # p are adjusted within a family: no other claim matters
+        families = {c.family for claim in claims.claims if claim.name in names for c in claim.contrasts}
+        claims = replace(claims, claims=tuple(claim for claim in claims.claims if claim.name in names
+                                              or families & {c.family for c in claim.contrasts}))
     found = {v.claim.name: v for v in judge(claims, workspace.root / records)}
     return [found[name] for name in names or found]
 
