@@ -188,8 +188,9 @@ def equivalence_power(sd: float, n: int, margin: float, level: float = LEVEL) ->
 
 
 def seeds_needed(sd: float, difference: float = 0., margin: float = 0., power: float = .8, most: int = 1_000) -> int:
-    """The least number of seeds that finds a difference of that size, or with a margin shows that two arms which don't
-    differ lie within it, for paired differences of standard deviation sd. More than `most`: returns most + 1.
+    """The least number of seeds that finds a difference of that size (at least 6: with fewer the sign-flip test finds
+    nothing), or with a margin shows that two arms which don't differ lie within it, for paired differences of standard
+    deviation sd. More than `most`: returns most + 1.
 
     Raises ValueError unless one of difference and margin is above 0.
     """
@@ -197,7 +198,7 @@ def seeds_needed(sd: float, difference: float = 0., margin: float = 0., power: f
         raise ValueError(f"give a difference or a margin above 0, and sd above 0, not {difference}, {margin}, {sd}")
 
     def enough(n: int) -> bool:
-        return detectable_difference(sd, n, power) <= difference if difference else \
+        return n > 5 and detectable_difference(sd, n, power) <= difference if difference else \
             equivalence_power(sd, n, margin) >= power
 
     low, high = 1, most + 1                             # not enough, enough or unknown
@@ -218,6 +219,23 @@ def false_positive_rate(values: Sequence[float], repeats: int = 1_000, seed: int
                          "no test can be significant")
     pairs = (rng.permutation(x)[:2 * half].reshape(2, half) for _ in range(repeats))
     return float(np.mean([sign_flip_p(a - b) < LEVEL for a, b in pairs]))
+
+
+def identical_pairs_rate(groups: Sequence[Sequence[float]], pairs: int = 12, repeats: int = 1_000,
+                         seed: int = 0) -> float:
+    """The identical-arms control where no arm has runs enough: `false_positive_rate` of pairs that are each cut from
+    the runs of one arm, any arm, `pairs` of them at a time. The pairs share no seed, so nothing is there to be found.
+    """
+    rng, arms = np.random.default_rng(seed), [_numbers(g) for g in groups if len(g) > 1]
+    if sum(len(x) // 2 for x in arms) < 6:
+        raise ValueError(f"the identical-arms control needs 6 pairs of runs at least, not "
+                         f"{sum(len(x) // 2 for x in arms)}: with fewer no test can be significant")
+
+    def once() -> float:
+        halves = [rng.permutation(x)[:len(x) // 2 * 2].reshape(2, -1) for x in arms]
+        return sign_flip_p(rng.permutation(np.concatenate([a - b for a, b in halves]))[:pairs])
+
+    return float(np.mean([once() < LEVEL for _ in range(repeats)]))
 
 
 # --- the verdict ---

@@ -182,6 +182,15 @@ def to_make(workspace: Workspace, verdicts: Sequence[ClaimVerdict]) -> str:
     return "\n".join(lines) + f"\n{runs} runs at most.{_cost(workspace, runs, size)}" if lines else ""
 
 
+def to_make_each(workspace: Workspace, verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
+    """`to_make` of each claim by itself: a row for each that lacks something. Claims share runs, so costs don't add up.
+    """
+    rows = {v.claim.name: to_make(workspace, [v]) for v in verdicts}
+    found = [{"claim": name, "commands": ", then ".join(text.splitlines()[:-1]), "cost": text.splitlines()[-1]}
+             for name, text in rows.items() if text]
+    return pd.DataFrame(found, columns=["claim", "commands", "cost"]).set_index("claim")
+
+
 def flips_by_run(flips: pd.DataFrame) -> pd.DataFrame:
     """By run (name, seed): its steps with a flip, their number, the first, and the median of the steps between."""
     rows = []

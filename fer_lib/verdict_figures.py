@@ -59,7 +59,8 @@ def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
     for v in verdicts:
         asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
         shown = next((c for c in asked if c.judgement.n), None)
-        row = {"claim": v.claim.name, "the paper says": v.claim.text, "verdict": v.verdict}
+        data = sorted({d for c in asked if c.judgement.n for d in c.sample.data})
+        row = {"claim": v.claim.name, "the paper says": v.claim.text, "verdict": v.verdict, "data": ", ".join(data)}
         if shown is not None:
             j, paper = shown.judgement, shown.paper_difference
             p = j.p_adjusted if shown.contrast.direction in ("greater", "less") else j.equivalent_p_adjusted
@@ -68,17 +69,28 @@ def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
                     "ours − paper": "" if paper is None else f"{j.estimate.mean - paper:+.3f}",
                     "n": f"{j.n} of {shown.contrast.n}", "p": "" if np.isnan(p) else f"{p:.3g}"}
         counts = [(name, sum(c.judgement.verdict == name for c in asked)) for name in VERDICTS]
-        row |= {"contrasts": ", ".join(f"{k} {name}" for name, k in counts if k), "what is missing": v.reason}
+        row |= {"contrasts": ", ".join(f"{k} {name}" for name, k in counts if k), "what is missing": _lacking(v.reason)}
         rows.append(row)
     return pd.DataFrame(rows).fillna("").set_index("claim")
 
 
+LONG_WORDS = ("first of", "commands")       # columns whose words are broken where the page is narrow
+
+
+def _lacking(reason: str) -> str:
+    """Without the seeds that are too few: the column n says that."""
+    return "; ".join(part for part in reason.split("; ") if not part.startswith(("n = ", "and ")))
+
+
 def page(table: pd.DataFrame, summary: str = "") -> HTML:
     """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it."""
+    table = table.reset_index() if table.index.name else table          # its head in one line with the others
     styler = Styler(table, uuid="t", cell_ids=False, escape="html")     # a fixed name: the same page each time
-    body = styler.format_index(escape="html").format_index(escape="html", axis=1).set_table_styles([
-        {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal"},
-        {"selector": "td:nth-child(2)", "props": "min-width: 14em"}]).to_html()
+    body = styler.hide(axis="index").format_index(escape="html", axis=1).set_table_styles([
+        {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal; font-size: 85%"},
+        {"selector": "td:nth-child(2)", "props": "min-width: 13em"},
+        *({"selector": f"td:nth-child({k})", "props": "overflow-wrap: anywhere; min-width: 7em"}
+          for k, name in enumerate(table, 1) if name in LONG_WORDS)]).to_html()
     return HTML(f"<details><summary>{escape(summary)}</summary>{body}</details>" if summary else body)
 
 

@@ -24,6 +24,7 @@ from fer_lib.statistics import (
     equivalence_power,
     false_positive_rate,
     holm,
+    identical_pairs_rate,
     judge_family,
     overall,
     paired_difference,
@@ -257,6 +258,14 @@ def test_identical_arms_are_told_apart_in_5_percent_at_most():
     assert false_positive_rate(np.random.default_rng(8).normal(.5, .01, 24), repeats=600) <= .08
     with pytest.raises(ValueError, match="needs 12 runs of an arm at least, not 11"):
         false_positive_rate(range(11))
+
+
+def test_the_identical_arms_control_of_several_arms_cries_wolf_at_most_as_often_as_it_may():
+    rng = np.random.default_rng(9)
+    arms = [rng.normal(mean, sd, n) for mean, sd, n in ((.4, .01, 11), (.5, .02, 10), (.6, .005, 3), (.1, 1., 1))]
+    assert identical_pairs_rate(arms, repeats=600) <= .08
+    with pytest.raises(ValueError, match="needs 6 pairs of runs at least, not 5"):
+        identical_pairs_rate([range(11)])
 
 
 # --- the verdict ---

@@ -20,7 +20,7 @@ from fer_lib.statistics import (
     equivalence_power,
     seeds_needed,
 )
-from fer_lib.study_records import judged, to_make
+from fer_lib.study_records import judged, to_make, to_make_each
 from fer_lib.workspace import Workspace, find_workspace
 
 
@@ -48,12 +48,15 @@ def test_a_claim_is_a_row_with_the_papers_number_beside_ours(tmp_path):
     assert row["verdict"] == HOLDS == v.verdict and row["paper"] == "+0.040" and row["n"] == "20 of 20"
     ours = v.contrasts[0].judgement.estimate.mean
     assert float(row["ours − paper"]) == pytest.approx(ours - .04, abs=6e-4)
-    assert row["contrasts"] == f"1 {HOLDS}" and row["what is missing"] == ""
+    assert row["contrasts"] == f"1 {HOLDS}" and row["what is missing"] == "" and row["data"] == "faces"
     assert verdict_figures.sentence(v).startswith(
         f"C1 HOLDS: {v.claim.text}. s: a - baseline: chosen_test_macro_f1 +0.05")
 
 
 def test_a_claim_without_records_says_what_is_missing(tmp_path):
+    few, = judge(asked(tmp_path), plant(tmp_path / "few", arm("baseline", 0., n=6), arm("a", .05, n=6)))
+    row = verdict_figures.claim_table([few]).loc["C1"]
+    assert (row["n"], row["what is missing"]) == ("6 of 20", "")        # said once
     v, = judge(asked(tmp_path), tmp_path)
     row = verdict_figures.claim_table([v]).loc["C1"]
     assert row["verdict"] == NOT_JUDGED and "no records of s" in row["what is missing"]
@@ -116,6 +119,17 @@ def test_costs_are_told_where_records_tell_them(kit, tmp_path):
     assert "runs at most." in to_make(nowhere, lacking)
 
 
+def test_each_claim_has_its_own_commands_and_cost(kit):
+    table = to_make_each(find_workspace(), kit)
+    lacking = {v.claim.name: v for v in kit if to_make(find_workspace(), [v])}
+    assert list(table.index) == list(lacking) and not {"C19", "C20"} & set(lacking)
+    for name, row in table.iterrows():
+        assert row["commands"].startswith("python -m fer_lib.batch notebooks/studies/")
+        alone = to_make(find_workspace(), [lacking[name]])
+        assert [*row["commands"].split(", then "), row["cost"]] == alone.splitlines()
+    assert to_make_each(find_workspace(), []).empty
+
+
 # --- choices ---
 
 
@@ -137,13 +151,14 @@ def test_each_choice_names_arms_that_there_are_and_judges_nothing():
 @pytest.mark.parametrize("sd", [.004, .0114, .02])
 def test_the_seeds_needed_are_the_fewest_that_are_enough(sd):
     n = seeds_needed(sd, difference=.01)
-    assert detectable_difference(sd, n) <= .01 < detectable_difference(sd, n - 1)
+    assert detectable_difference(sd, n) <= .01 and (n == 6 or .01 < detectable_difference(sd, n - 1))
     n = seeds_needed(sd, margin=.01)
     assert equivalence_power(sd, n, .01) >= .8 > equivalence_power(sd, n - 1, .01)
 
 
 def test_seeds_needed_has_an_end_and_refuses_nonsense():
     assert seeds_needed(1., difference=.001, most=50) == 51
+    assert seeds_needed(.001, difference=.01) == 6      # fewer are never significant, however small the spread
     for wrong in ({}, {"difference": .01, "margin": .01}, {"difference": -1.}):
         with pytest.raises(ValueError, match="give a difference or a margin above 0"):
             seeds_needed(.01, **wrong)
