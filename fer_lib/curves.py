@@ -13,7 +13,7 @@ import pandas as pd
 from fer_lib.event_metrics import measured
 from fer_lib.figures import DRAWN
 from fer_lib.records import Records
-from fer_lib.statistics import compare_arms
+from fer_lib.statistics import compare_arms, t_interval
 
 CURVES = ("train_loss", "macro_f1")
 
@@ -142,3 +142,19 @@ def beside_paper(runs: pd.DataFrame, arms: Sequence[str], paper: Mapping[str, Ma
 def largest_of(n: int, repeats: int = 20_000, seed: int = 0) -> float:
     """The mean of the largest of n standard normal numbers, by simulation."""
     return float(np.random.default_rng(seed).normal(size=(repeats, n)).max(axis=1).mean())
+
+
+def stopped_at(records: Records, a: str, b: str) -> pd.DataFrame:
+    """Had training ended earlier: a row a number of epochs with a - b in macro-F1 on test, at the epoch up to there
+    that was best on val (the first of equals). Mean, 95 % interval (low, high), and `below`: in how many seeds a < b.
+    """
+    scores = {}
+    for arm in (a, b):
+        val, test = by_epoch(records, arm, "macro_f1"), by_epoch(records, arm, "macro_f1", "test")
+        best = val.apply(lambda own: own.expanding().apply(np.argmax, raw=True)).astype(int)
+        scores[arm] = pd.DataFrame({seed: test[seed].to_numpy()[best[seed]] for seed in val}, index=val.index)
+    gain = (scores[a] - scores[b]).dropna(axis=1, how="all").dropna()
+    intervals = [t_interval(row) for _, row in gain.iterrows()]
+    return pd.DataFrame({"epochs": gain.index, f"{a} - {b}": [round(i.mean, 3) for i in intervals],
+                         "low": [round(i.low, 3) for i in intervals], "high": [round(i.high, 3) for i in intervals],
+                         "below": [f"{(row < 0).sum()} of {len(row)}" for _, row in gain.iterrows()]})

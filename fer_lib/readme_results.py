@@ -15,11 +15,12 @@ import pandas as pd
 
 from fer_lib.claims import ClaimVerdict
 from fer_lib.claims_file import ClaimError
+from fer_lib.curves import around_toggles, stopped_at, toggle_sizes
 from fer_lib.files import RecordError, write_atomically
 from fer_lib.records import read_records
 from fer_lib.statistics import JUDGED_SEEDS, compare_arms
 from fer_lib.study_records import judged
-from fer_lib.verdict_figures import VERDICTS, number, short
+from fer_lib.verdict_figures import VERDICTS, deciding, happened, number, seeds_of, short
 from fer_lib.workspace import Workspace, find_workspace
 
 BEGIN, END = "<!-- results: made by `make readme-results` -->", "<!-- end of results -->"
@@ -32,7 +33,8 @@ def section(workspace: Workspace, study: str = "table1") -> str:
     """The text between the markers."""
     runs = read_records(workspace.root / "notebooks" / "results" / study).runs
     verdicts = judged(workspace)
-    return "\n\n".join([_made(runs, study), _table(runs), _reading(runs), _claims_head(verdicts), _claims(verdicts)])
+    return "\n\n".join([_made(runs, study), _table(runs), _reading(runs), _claims_head(verdicts), _claims(verdicts),
+                        _beside(workspace)])
 
 
 def _made(runs: pd.DataFrame, study: str) -> str:
@@ -108,12 +110,30 @@ def _reading(runs: pd.DataFrame) -> str:
                              "not told apart from it", []).append(r.arm)
     said = "; ".join(f"{', '.join(arms)}: {words}" for words, arms in where.items())
     paper = [arm for arm in sorted(PAPER, key=PAPER.get, reverse=True) if arm in set(table["arm"])]
-    order = [r.arm for r in sorted(table.itertuples(), key=lambda r: -r.score.mean)]
-    text = f"By these intervals {said}. Order here: {', '.join(order)}. The paper's: {', '.join(paper)}."
+    text = f"By these intervals {said}. The paper's order: {', '.join(paper)}. {_other_measures(runs)} {_fit(runs)}"
     if (fewest := min(r.score.n for r in table.itertuples())) < JUDGED_SEEDS:
         text = f"**Descriptive, no verdict**: judging Table 1 takes {JUDGED_SEEDS} seeds an arm by the rules we set " \
                f"ourselves; here the fewest are {fewest}. {text}"
     return _wrapped(text)
+
+
+def _other_measures(runs: pd.DataFrame) -> str:
+    """What the paper's way of scoring and the last epoch say instead."""
+    said = []
+    for measure, words in (("max_val_macro_f1", "by the paper's own measure, the largest F1 on val"),
+                           ("last_test_macro_f1", "at the last epoch")):
+        found = {r.arm: r.difference for r in compare_arms(runs, measure).itertuples() if r.difference}
+        own = [f"{arm} {found[arm]:+.3f}" for arm in ("periodic", "dynamic") if arm in found]
+        said += [f"{words}, against the baseline: {', '.join(own)}"] if own else []
+    text = "; ".join(said)
+    more = "(not adjusted; periodic runs turn their sign in the last epoch)"
+    return f"{text[0].upper()}{text[1:]} {more}." if text else ""
+
+
+def _fit(runs: pd.DataFrame) -> str:
+    own = runs[runs["name"] == "baseline"]
+    return f"The baseline overfits: at the chosen epoch its training loss is {own['chosen_train_loss'].mean():.2f}, " \
+           f"its validation loss {own['chosen_val_loss'].mean():.1f}; whether a gain survives a stronger one is C21."
 
 
 def _claims_head(verdicts: Sequence[ClaimVerdict]) -> str:
@@ -122,17 +142,40 @@ def _claims_head(verdicts: Sequence[ClaimVerdict]) -> str:
     counts = "; ".join(f"**{name}** {', '.join(own)}" for name, own in named if own)
     return "### Each claim, judged\n\n" + _wrapped(
         "By rules [written down](notebooks/studies/claims.yml) before the runs, on "
-        f"{', '.join(data) or 'no data yet'}: {counts}. A claim may be several comparisons: the numbers are those of "
-        'the first that is judged and has records. n "10 of 20" means that 20 seeds were asked for, so that this is a '
-        "description and no verdict. p is adjusted for the comparisons of a family (Holm). K1 to K3 are our controls. "
-        "09_table1 shows every comparison, and the commands that would judge the rest.")
+        f"{', '.join(data) or 'no data yet'}: {counts}. A claim of several comparisons holds where all do, and does "
+        "not where one doesn't, whatever the others may still show; the numbers are those of the first that decided. "
+        "Claims ask for 20 seeds, 10 or 4 (events), so the same numbers may judge one and only describe another. p is "
+        "adjusted for the comparisons of a family (Holm). K1 to K3 are our controls. 09_table1 shows every comparison, "
+        "how each claim was read, and the commands that would judge the rest.") + "\n\n" + _wrapped(
+        "What was known before: a pilot of 4 seeds an arm (2026-11-22, same settings) came before the rules "
+        "(2026-11-25), and the records were first read at 6 to 7 seeds an arm, then extended (2026-11-29).")
+
+
+def _beside(workspace: Workspace) -> str:
+    """What the rules of single claims can't see, from the same records."""
+    results, said = workspace.root / "notebooks" / "results", []
+    table1, dynamics = read_records(results / "table1"), read_records(results / "dynamics")
+    change = toggle_sizes(around_toggles(table1, "periodic")).groupby("sign")["f1_change"].mean()
+    said.append(f"C3 is about means over a run's toggles: at toggles to − F1 changes by {change[-1]:+.3f}, at those "
+                f"back to + by {change[1]:+.3f}.")
+    stopped = stopped_at(table1, "dropout", "baseline")
+    below, above = stopped.loc[stopped["high"] < 0, "epochs"], stopped.loc[stopped["low"] > 0, "epochs"]
+    if len(below) and len(above):
+        said.append(f"C4 is judged at {stopped['epochs'].max()} epochs and p = .5: stopped at {below.max()} epochs or "
+                    f"earlier, dropout would lie below the baseline; from {above.min()} on it lies above.")
+    flips = dynamics.runs.groupby("name")["flips_steps"].agg(["min", "max"])
+    arms = {"w0_2": "2", "w0_negative": "−0.1"}
+    turned = [f"with w0 = {w0} signs turned at {flips['min'][arm]} to {flips['max'][arm]} steps a run"
+              for arm, w0 in arms.items() if arm in flips.index]
+    said.append(f"C14 is judged by F1 alone, which can't see whether the method acts: {', '.join(turned)}.")
+    return _wrapped(" ".join(["**Beside the verdicts.**", *said]))
 
 
 def _claims(verdicts: Sequence[ClaimVerdict]) -> str:
     rows = []
     for v in verdicts:
         asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
-        first = next((c for c in asked if c.judgement.n), None)
+        first = deciding(v) or next((c for c in asked if c.judgement.n), None)
         row = [v.claim.name, v.claim.text, v.verdict]
         if first is None:
             rows.append([*row, v.reason, "", "", "", ""])
@@ -141,11 +184,9 @@ def _claims(verdicts: Sequence[ClaimVerdict]) -> str:
         p = j.equivalent_p_adjusted if q.direction in ("equal", "no_gain") else j.p_adjusted
         counts = [(name, sum(c.judgement.verdict == name for c in asked)) for name in VERDICTS]
         more = f" ({', '.join(f'{k} {name}' for name, k in counts if k)})" if len(asked) > 1 else ""
-        event = f", in {round(j.met.mean * j.n)} of {j.n} runs" if j.met else ""
-        few = q.direction != "shown" and j.n < q.n
+        event = f", {happened(first)}" if j.met else ""
         rows.append([*row, f"{short(first)}, {q.metric}{event}{more}", number(j.estimate),
-                     "" if paper is None else f"{paper:+.3f}", f"{j.n} of {q.n}" if few else j.n,
-                     "" if p != p else f"{p:.2g}"])
+                     "" if paper is None else f"{paper:+.3f}", seeds_of(first), "" if p != p else f"{p:.2g}"])
     return _markdown(["", "the paper says", "verdict", "by, and how its comparisons went", "ours [95 %]", "the paper",
                       "n", "p"], rows)
 

@@ -132,7 +132,8 @@ def _cost(workspace: Workspace, runs: int, size: str = "standard") -> str:
     own = found.runs[found.runs["runs_together"].notna()]
     seconds = (own["seconds"] / own["runs_together"]).median()
     device = " or ".join(sorted(set(own["env_device"])))
-    return f" A run of Table 1 took {seconds:.0f} s of one {device}, so about {runs * seconds / 3600:.1f} hours of it."
+    return f" A run of Table 1 took {seconds:.0f} s of one {device}, so about {runs * seconds / 3600:.1f} hours "\
+           "of it if each took as long."
 
 
 def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "notebooks/results",
@@ -143,6 +144,8 @@ def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "note
 
     Raises ClaimError for a claims file or a size that can't be read, and for a claim or a folder that there isn't.
     """
+    if size not in SIZES:
+        raise ClaimError(f"no size '{size}' (choose from {', '.join(SIZES)})")
     path = workspace.root / "notebooks" / "studies" / file
     claims = at_size(read_claims(path), path, size)
     if unknown := [name for name in names if name not in {c.name for c in claims.claims}]:

@@ -26,7 +26,8 @@ holds         p < .05 in the claimed direction (sign-flip permutation test, Holm
 does not hold p < .05 the other way, or shown to lie within the margin; equality: interval outside; an event: in no run
 undecided     neither; a failed test alone never makes "does not hold"
 descriptive   fewer seeds than the claim asks for: numbers, no verdict
-not judged    no records"""
+not judged    no records
+A claim of several contrasts holds where all hold, and does not hold where one doesn't, whatever the others show."""
 
 
 def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
@@ -41,7 +42,7 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
             rows.append({
                 "claim": v.claim.name, "contrast": short(c), "measure": c.contrast.metric,
                 "n": f"{j.n} of {c.contrast.n}" if asked and j.n < c.contrast.n else f"{j.n}",
-                "ours [95 %]": number(j.estimate),
+                "ours [95 %]": number(j.estimate), "median, where one seed makes the mean": outlying(c),
                 "paper": "" if c.paper_difference is None else f"{c.paper_difference:+.3f}",
                 "claimed": claimed(c), "p": "" if np.isnan(j.p_adjusted) else f"{j.p_adjusted:.3g}",
                 "p within": "" if np.isnan(j.equivalent_p_adjusted) else f"{j.equivalent_p_adjusted:.3g}",
@@ -51,30 +52,60 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
     return table.loc[:, (table != "").any()] if rows else table
 
 
+def deciding(v: ClaimVerdict) -> ContrastVerdict | None:
+    """The first contrast, of those that are to be judged and have records, whose verdict is the claim's."""
+    asked = [c for c in v.contrasts if c.contrast.direction != "shown" and c.judgement.n]
+    return next((c for c in asked if c.judgement.verdict == v.verdict), next(iter(asked), None))
+
+
+def seeds_of(c: ContrastVerdict) -> str:
+    """The number of seeds, and of those that are asked for."""
+    q, n = c.contrast, c.judgement.n
+    return f"{n}" if q.direction == "shown" else f"{n} (needs {q.n})"
+
+
+def happened(c: ContrastVerdict) -> str:
+    """Of a claim about an event: in how many runs it was so; else empty."""
+    q, met = c.contrast, c.judgement.met
+    words = {"each_above": "above", "each_below": "below"}.get(q.direction, "")
+    return f"{words} {q.value:g} in {round(met.mean * c.judgement.n)} of {c.judgement.n} runs" if met else ""
+
+
+def outlying(c: ContrastVerdict) -> str:
+    """The median, where one seed makes most of the mean: without it the mean is less than half or of the other sign."""
+    x = c.sample.values.to_numpy()
+    if len(x) < 4:
+        return ""
+    without = np.delete(x, np.abs(x).argmax()).mean()
+    return f"{np.median(x):+.3f}" if abs(without) < abs(x.mean()) / 2 or without * x.mean() < 0 else ""
+
+
 def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
-    """A row a claim, as text. The numbers are those of its first judged contrast that has records; `contrasts` counts
-    those that are judged: all, and how many hold, don't hold, or are undecided.
+    """A row a claim, as text. The numbers are those of the contrast that decides; `contrasts` counts those that are to
+    be judged by their verdicts.
     """
     rows = []
     for v in verdicts:
         asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
-        shown = next((c for c in asked if c.judgement.n), None)
+        shown = deciding(v) or next((c for c in asked if c.judgement.n), None)
         data = sorted({d for c in asked if c.judgement.n for d in c.sample.data})
         row = {"claim": v.claim.name, "the paper says": v.claim.text, "verdict": v.verdict, "data": ", ".join(data)}
         if shown is not None:
             j, paper = shown.judgement, shown.paper_difference
             p = j.p_adjusted if shown.contrast.direction in ("greater", "less") else j.equivalent_p_adjusted
-            row |= {"first of": f"{short(shown)}, {shown.contrast.metric}", "ours [95 %]": number(j.estimate),
+            event = happened(shown)
+            row |= {"decided by": f"{short(shown)}, {shown.contrast.metric}{f', {event}' if event else ''}",
+                    "ours [95 %]": number(j.estimate),
                     "paper": "" if paper is None else f"{paper:+.3f}",
                     "ours − paper": "" if paper is None else f"{j.estimate.mean - paper:+.3f}",
-                    "n": f"{j.n} of {shown.contrast.n}", "p": "" if np.isnan(p) else f"{p:.3g}"}
+                    "n": seeds_of(shown), "p": "" if np.isnan(p) else f"{p:.3g}"}
         counts = [(name, sum(c.judgement.verdict == name for c in asked)) for name in VERDICTS]
         row |= {"contrasts": ", ".join(f"{k} {name}" for name, k in counts if k), "what is missing": _lacking(v.reason)}
         rows.append(row)
     return pd.DataFrame(rows).fillna("").set_index("claim")
 
 
-LONG_WORDS = ("first of", "commands")       # columns whose words are broken where the page is narrow
+LONG_WORDS = ("decided by", "commands")       # columns whose words are broken where the page is narrow
 
 
 def _lacking(reason: str) -> str:

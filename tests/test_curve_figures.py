@@ -152,6 +152,21 @@ def test_wobble_is_measured_about_the_trend_and_luck_is_what_test_does_not_show(
     assert ax.lines[1].get_ydata()[0] == found["gain"] and ax.lines[1].get_xdata()[0] == found["wobble"]
 
 
+def test_had_training_ended_earlier_is_scored_on_test_at_the_best_epoch_so_far():
+    records = made({"baseline": 2, "periodic": 2})
+    epochs = records.epochs
+    up = {"baseline": [.3] * EPOCHS, "periodic": [.1, .2, .5, .4] + [.4] * (EPOCHS - 4)}
+    for arm, f1 in up.items():
+        for split, aside in (("val", 0.), ("test", .01)):
+            for seed in (0, 1):
+                own = (epochs["name"] == arm) & (epochs["split"] == split) & (epochs["seed"] == seed)
+                epochs.loc[own, "macro_f1"] = np.array(f1) + aside * (arm == "periodic") + .002 * seed
+    found = curves.stopped_at(records, "periodic", "baseline").set_index("epochs")
+    assert found["periodic - baseline"].tolist() == [-.19, -.09] + [.21] * (EPOCHS - 2)
+    assert found["below"].tolist() == ["2 of 2"] * 2 + ["0 of 2"] * (EPOCHS - 2)
+    assert (found["low"] <= found["periodic - baseline"]).all() and list(found.index) == list(range(1, EPOCHS + 1))
+
+
 def test_an_interaction_marks_where_parallel_lines_would_end():
     s = lambda *v: pd.Series(v)                                                                             # noqa: E731
     lines = {"without": [s(.4, .42), s(.45, .47)], "with": [s(.5, .52), s(.49, .51, .9)]}

@@ -45,7 +45,7 @@ def test_a_claim_is_a_row_with_the_papers_number_beside_ours(tmp_path):
     claims = asked(tmp_path, paper={"a": .38, "b": .34})
     v, = judge(claims, planted)
     row = verdict_figures.claim_table([v]).loc["C1"]
-    assert row["verdict"] == HOLDS == v.verdict and row["paper"] == "+0.040" and row["n"] == "20 of 20"
+    assert row["verdict"] == HOLDS == v.verdict and row["paper"] == "+0.040" and row["n"] == "20 (needs 20)"
     ours = v.contrasts[0].judgement.estimate.mean
     assert float(row["ours − paper"]) == pytest.approx(ours - .04, abs=6e-4)
     assert row["contrasts"] == f"1 {HOLDS}" and row["what is missing"] == "" and row["data"] == "faces"
@@ -56,13 +56,32 @@ def test_a_claim_is_a_row_with_the_papers_number_beside_ours(tmp_path):
 def test_a_claim_without_records_says_what_is_missing(tmp_path):
     few, = judge(asked(tmp_path), plant(tmp_path / "few", arm("baseline", 0., n=6), arm("a", .05, n=6)))
     row = verdict_figures.claim_table([few]).loc["C1"]
-    assert (row["n"], row["what is missing"]) == ("6 of 20", "")        # said once
+    assert (row["n"], row["what is missing"]) == ("6 (needs 20)", "")        # said once
     v, = judge(asked(tmp_path), tmp_path)
     row = verdict_figures.claim_table([v]).loc["C1"]
     assert row["verdict"] == NOT_JUDGED and "no records of s" in row["what is missing"]
     assert verdict_figures.contrast_table([v]).empty
     with pytest.raises(ValueError, match="no records of chosen_test_macro_f1 for C1"):
         verdict_figures.forest([v], "chosen_test_macro_f1", "difference")
+
+
+def test_the_numbers_shown_are_those_that_decided(kit):
+    """Of C13's two contrasts one holds and one is undecided, and so is the claim."""
+    c13, = (v for v in kit if v.claim.name == "C13")
+    assert verdict_figures.deciding(c13).judgement.verdict == c13.verdict
+    row = verdict_figures.claim_table([c13]).loc["C13"]
+    assert row["decided by"].startswith("dynamic, flips_last_third, above 0.5 in ")
+    shown = dataclasses.replace(c13, contrasts=tuple(
+        dataclasses.replace(c, contrast=dataclasses.replace(c.contrast, direction="shown")) for c in c13.contrasts))
+    assert verdict_figures.deciding(shown) is None
+
+
+def test_a_mean_that_one_seed_makes_is_shown_with_its_median(tmp_path):
+    rows = [[run("a", k, .4 + gain) for k, gain in enumerate(gains)] for gains in ((.001,) * 9 + (.3,), (.03,) * 10)]
+    for k, (own, told) in enumerate(zip(rows, ("+0.001", ""))):
+        folder = plant(tmp_path / str(k), [run("baseline", seed, .4) for seed in range(10)], own)
+        v, = judge(asked(tmp_path), folder)
+        assert verdict_figures.outlying(v.contrasts[0]) == told
 
 
 def test_the_forest_draws_each_seed_the_interval_and_the_paper(tmp_path):
