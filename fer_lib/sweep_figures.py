@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from fer_lib.curves import data_words
 from fer_lib.palette import BLACK, CYCLE, GREY, SIGNS, Look, arm_look
 from fer_lib.statistics import equivalence_power, t_interval
-from fer_lib.sweeps import Arm
+from fer_lib.sweeps import Arm, setting_means
 from fer_lib.w_figures import LIN, MARKS
 
 COLUMNS = 4
@@ -117,7 +117,7 @@ def _difference(ax: Axes, row: int, values: np.ndarray, look: Look) -> None:
 def against_settings(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: str, base: Sequence[float] = (),
                      title: str = "") -> Figure:
     """A panel a setting (its name: by method a table as `sweeps.by_setting` gives it): a dot a seed, the mean with its
-    95 % interval, at evenly spaced values. base: the baseline's scores, a grey band.
+    95 % interval (`sweeps.setting_means`), at evenly spaced values. base: the baseline's scores, a grey band.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -154,7 +154,7 @@ def against_settings(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: st
 def _scores(ax: Axes, table: pd.DataFrame, places: Mapping[object, int], aside: float, look: Look, name: str) -> None:
     at = table["x"].map(places).to_numpy() + aside
     ax.plot(at, table["value"], "o", color=look.color, ms=3, alpha=.45, mew=0)
-    groups = [(places[x] + aside, t_interval(own["value"])) for x, own in table.groupby("x")]
+    groups = [(places[x] + aside, m) for x, m in setting_means(table).items()]
     ax.plot([p for p, _ in groups], [m.mean for _, m in groups], color=look.color, ls=look.line, marker=look.marker,
             ms=5, lw=1, label=f"{name}: mean, 95 % interval; dots: seeds")
     for place, m in groups:

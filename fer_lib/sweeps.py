@@ -12,7 +12,7 @@ import pandas as pd
 
 from fer_lib.event_metrics import METRICS, measured
 from fer_lib.records import TABLES, Records
-from fer_lib.statistics import detectable_difference, equivalence_power, seeds_needed
+from fer_lib.statistics import Interval, detectable_difference, equivalence_power, seeds_needed, t_interval
 
 # what an arm may change, in the order in which arms are shown
 ASPECTS = {"initial value": ("w0",), "cliff and divisor": ("cliff", "divide_by"),
@@ -130,23 +130,46 @@ def _scores(found: Mapping[str, Records], label: str, measure: str) -> pd.Series
 
 
 def by_setting(found: Mapping[str, Records], method: str, setting: str, measure: str) -> pd.DataFrame:
-    """A measure against one setting, of the arms that change nothing else: x, label, seed, value, arm; sorted by x.
+    """A measure against one setting, of the arms that change nothing else: x, label, seed, value, arm; usual, whether x
+    is that of the arm that changes nothing; and change, the value less that arm's with the same seed on the same device
+    (NaN where it has none). Sorted by x.
 
     Precision is what the run had, not the setting, which may be "auto". Empty where the method reads no such setting.
     """
-    rows = []
+    rows, columns = [], ["x", "label", "seed", "value", "arm", "usual", "change"]
     if setting not in _read_by(method):
-        return pd.DataFrame(columns=["x", "label", "seed", "value", "arm"])
+        return pd.DataFrame(columns=columns)
     for arm in arms_of(found, method):
         if set(arm.changes) <= {setting}:
             runs = arm.records.runs
             x = runs["env_precision" if setting == "precision" else f"setting_{setting}"]
             rows.append(pd.DataFrame({"x": x, "label": x.map(_value), "seed": runs["seed"], "value": runs[measure],
-                                      "arm": arm.label}))
+                                      "arm": arm.label, "device": runs["env_device"]}))
     if not rows:
-        return pd.DataFrame(columns=["x", "label", "seed", "value", "arm"])
-    table = pd.concat(rows).drop_duplicates(["x", "seed"])
-    return table.sort_values(["x", "seed"], ignore_index=True)
+        return pd.DataFrame(columns=columns)
+    table = pd.concat(rows).drop_duplicates(["x", "seed"])          # arms_of has the one that changes nothing first
+    table["usual"] = table["x"] == table["x"].iloc[0]
+    unchanged = table[table["usual"]].set_index(["seed", "device"])["value"]
+    table["change"] = table["value"] - unchanged.reindex(pd.MultiIndex.from_frame(table[["seed", "device"]])).to_numpy()
+    return table[columns].sort_values(["x", "seed"], ignore_index=True)
+
+
+def setting_means(table: pd.DataFrame) -> dict[object, Interval]:
+    """By x of `by_setting`, the mean with its interval: that of the arm that changes nothing, and on it the mean change
+    seed by seed, so that arms with other seeds can be compared; the mean of its own where no seed is shared.
+    """
+    if table.empty:
+        return {}
+    groups = dict(iter(table.groupby("x")))
+    base, found = t_interval(table.loc[table["usual"], "value"]), {}
+    for x, own in groups.items():
+        changes = own["change"].dropna()
+        if own["usual"].all() or changes.empty:
+            found[x] = t_interval(own["value"])
+        else:
+            m = t_interval(changes)
+            found[x] = Interval(base.mean + m.mean, base.mean + m.low, base.mean + m.high, m.n)
+    return found
 
 
 def by_place(found: Mapping[str, Records], measure: str, baseline: str = "table1/baseline") -> pd.DataFrame:

@@ -107,7 +107,17 @@ def test_a_setting_is_compared_where_nothing_else_changes(found):
     decay = sweeps.by_setting(found, "dynamic", "weight_decay", F1)
     assert decay.groupby("label", sort=False)["value"].mean().round(9).to_dict() == {"0.0001": .43, "0.001": .47}
     assert set(decay["arm"]) == {"table1/dynamic", "sensitivity/dynamic_wd"}
+    means = sweeps.setting_means(decay)                 # seeds 0 and 1 gain .04 and .05, whatever the third scores
+    assert [round(m.mean, 9) for m in means.values()] == [.43, .475] and [m.n for m in means.values()] == [3, 2]
+    change = t_interval([.04, .05])
+    assert means[1e-3].high - means[1e-3].mean == pytest.approx(change.high - change.mean)
+    found["sensitivity"].runs["env_device"] = "another GPU"
+    decay = sweeps.by_setting(found, "dynamic", "weight_decay", F1)     # then no seed is in common
+    assert sweeps.setting_means(decay)[1e-3].mean == pytest.approx(.47) and sweeps.setting_means(decay[:0]) == {}
+    found["sensitivity"].runs["env_device"] = "a GPU"
+    found["sensitivity"].runs.loc[2, F1] = .42          # bf16, exactly as Table 1's seed 0: then the mean is Table 1's
     precision = sweeps.by_setting(found, "dynamic", "precision", F1)
+    assert sweeps.setting_means(precision)["bf16"].mean == pytest.approx(.43)
     assert precision["x"].tolist() == ["bf16", "tf32", "tf32", "tf32"], "what the run had, not 'auto'"
     assert sweeps.by_setting(found, "periodic", "w0", F1).empty and sweeps.by_setting({}, "dynamic", "w0", F1).empty
 
@@ -196,8 +206,8 @@ def test_settings_are_panels_with_the_baseline_as_a_band(found):
     ax, = figure.axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0.0001", "0.001"]
     curves = {to_hex(line.get_color()).upper(): line for line in ax.lines if line.get_label()[:1] in "pd"}
-    assert curves[arm_look("dynamic").color].get_ydata() == pytest.approx([.43, .47])
-    assert curves[arm_look("periodic").color].get_ydata() == pytest.approx([.42, .39])
+    assert curves[arm_look("dynamic").color].get_ydata() == pytest.approx([.43, .475])
+    assert curves[arm_look("periodic").color].get_ydata() == pytest.approx([.42, .40])
     band, = (line for line in ax.lines if line.get_label().startswith("baseline"))
     assert list(band.get_ydata()) == pytest.approx([.42, .42]) and "n = 3" in band.get_label()
 
