@@ -244,7 +244,7 @@ def _signs(ax, flips: pd.DataFrame, steps: int) -> None:
 def _mark_flips(ax, flips: pd.DataFrame) -> None:
     steps = flips["step"].unique()
     for step in steps if len(steps) <= 200 else []:     # more would hide what they mark
-        ax.axvline(step, color=RED, lw=.8, zorder=0)
+        ax.axvline(step, color=RED, lw=1, zorder=0)
 
 
 def arms(runs: pd.DataFrame, table: pd.DataFrame, measure: str, label: str, paper: dict[str, float],

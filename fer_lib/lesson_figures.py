@@ -59,6 +59,7 @@ def maps(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], signed: S
             ax.set_xticks([]), ax.set_yticks([])
             if once and y:
                 ax.spines[:].set_visible(False)
+                ax.text(.5, .5, "the same", ha="center", va="center", fontsize=7, transform=ax.transAxes)
             else:
                 ax.imshow(row[k], cmap="PuOr_r" if signed[k] else "gray", vmin=-most if signed[k] else 0, vmax=most)
             if k == 0:
@@ -86,7 +87,7 @@ def lines(named: Mapping[str, tuple[np.ndarray, np.ndarray, Look]], x: str, y: s
         ax.set_xscale("log")
     span = np.ptp(np.concatenate([values for _, values, _ in named.values()]))
     for under in below:
-        for name, (at, values, look) in named.items():
+        for at, values, look in named.values():
             gap = values - named[minus][1]
             if np.abs(gap).mean() < span / 4:
                 under.plot(at, gap, color=look.color, ls=look.line, lw=1.8)

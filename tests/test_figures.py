@@ -99,6 +99,11 @@ def test_signs_are_filled_while_features_are_flipped():
     assert bars == [("stem", 20, 41, .25), ("layer1.0.act1", 12, 30, 1.)]
 
 
+def test_the_marks_of_flips_are_of_the_full_colour():
+    mark, = [drawn for drawn in panels(draw(found=SOME[:1]))["cross-entropy"].lines if len(drawn.get_xdata()) == 2]
+    assert mark.get_color() == palette.RED and mark.get_alpha() is None
+
+
 def test_each_step_with_a_flip_is_marked_in_the_other_panels():
     for name, ax in panels(draw()).items():
         marks = [x[0] for x in (drawn.get_xdata() for drawn in ax.lines) if len(x) == 2 and x[0] == x[1]]
