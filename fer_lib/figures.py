@@ -7,24 +7,49 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image as Picture
 from IPython.display import Pretty
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fer_lib.palette import BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, YELLOW
 
 DRAWN = "drawn faces, not photographs"
+SIGN_ROWS = "sign: − filled\n+ blank"
 LINTHRESH = 1e-4        # w lives near 1e-4: the symlog axis is linear within ± this
 
 
-def png(figure: Figure, dpi: int = 90, colors: int = 96) -> bytes:
+def png(figure: Figure, dpi: int = 90, colors: int = 256) -> bytes:
     """The figure as PNG bytes with a palette of so many colours: a third of the size, for notebooks that are shared."""
     raw, small = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=dpi, facecolor="white")
-    Image.open(raw).convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    pixels = np.array(Image.open(raw).convert("RGB")).astype(np.int32)
+    found, where, counts = np.unique(pixels @ [1 << 16, 1 << 8, 1], return_inverse=True, return_counts=True)
+    chosen, nearest = few_colors(np.stack([found >> 16, found >> 8 & 255, found & 255], 1), counts, colors)
+    image = Image.fromarray(nearest[where].reshape(pixels.shape[:2]).astype(np.uint8), "P")
+    image.putpalette(chosen.astype(np.uint8).tobytes())
+    image.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
-def picture(figure: Figure, alt: str, dpi: int = 90, colors: int = 96) -> Picture:
+def few_colors(found: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(at most `most` colours, for each found colour (n, 3) which of them stands for it).
+
+    Half are the commonest, so what is drawn flat keeps its colour; then always the one that is farthest from all chosen
+    yet, so no rare colour, as a small map has them, becomes another.
+    """
+    order = np.argsort(-counts, kind="stable")
+    chosen, far, nearest = [], np.full(len(found), np.inf), np.zeros(len(found), int)
+    for k in range(min(most, len(found))):
+        one = order[k] if k < most // 2 else int(np.argmax(far))
+        away = ((found - found[one]) ** 2).sum(1)
+        nearest = np.where(away < far, k, nearest)
+        far = np.minimum(far, away)
+        chosen.append(one)
+    return found[chosen], nearest
+
+
+def picture(figure: Figure, alt: str, dpi: int = 90, colors: int = 256) -> Picture:
     """The figure as a notebook shows it, with words for readers who don't see it. Raises ValueError without words."""
     if not alt.strip():
         raise ValueError("a picture needs words for readers who don't see it: give alt")
@@ -36,8 +61,8 @@ def training(history: pd.DataFrame, epochs: pd.DataFrame, flips: pd.DataFrame, t
     """One run at a glance on a shared step axis: loss, macro-F1 as trained and clean, w by site, signs by site.
 
     Tables as a run records them; `events`: what a reader did. `numbers`: a line below the title. Beside the signs is
-    the distribution of the steps between flips. Panels that have nothing to show (w without AutoReLU, signs without
-    flips) are left out.
+    the distribution of the steps between flips, from three flips on. Panels that have nothing to show (w without
+    AutoReLU, signs without flips) are left out.
     """
     last = int(history["step"].max())
     history = thinned(history)
@@ -60,7 +85,7 @@ def training(history: pd.DataFrame, epochs: pd.DataFrame, flips: pd.DataFrame, t
             _mark_events(ax, events, panel == panels[0])
     axes[-1].set_xlabel("training step")
     axes[-1].set_xlim(0, last * 1.01)
-    if len(flips):
+    if flips["step"].nunique() >= 3:                        # fewer are no distribution
         _intervals(axes[-1].inset_axes([1.07, .08, .2, .8]), flips)
     return figure
 
@@ -109,10 +134,15 @@ def numbers(result: dict, epochs: pd.DataFrame, flips: pd.DataFrame) -> str:
         parts.append(f"val macro-F1 {best['macro_f1']:.3f} at its best epoch {best['epoch']}, "
                      f"{val['macro_f1'].iloc[-1]:.3f} at the last")
     if len(flips):
-        parts.append(f"{flips['step'].nunique()} steps with a flip")
+        parts.append(steps_with_a_flip(flips["step"].nunique()))
     if "images_per_second" in result:
         parts.append(f"{result['images_per_second']:,.0f} images/s")
     return " · ".join(parts)
+
+
+def steps_with_a_flip(n: int) -> str:
+    """The count as a reader says it."""
+    return f"{n:,} step{'' if n == 1 else 's'} with a flip"
 
 
 def thinned(history: pd.DataFrame, most: int = 4096) -> pd.DataFrame:
@@ -128,14 +158,10 @@ def thinned(history: pd.DataFrame, most: int = 4096) -> pd.DataFrame:
 def _intervals(ax, flips: pd.DataFrame) -> None:
     """How many steps lay between one step with a flip and the next, in bins that double."""
     gaps = np.diff(np.sort(flips["step"].unique()))
-    if len(gaps):
-        counts = np.bincount(np.ceil(np.log2(gaps)).astype(int))
-        ax.bar(range(len(counts)), counts, color=RED)
-        shown = range(0, len(counts), max(1, len(counts) // 5))
-        ax.set_xticks(list(shown), [f"{2 ** k}" for k in shown], fontsize=6)
-    else:
-        ax.text(.5, .5, "one flip", ha="center", va="center", fontsize=7, transform=ax.transAxes)
-        ax.set_xticks([])
+    counts = np.bincount(np.ceil(np.log2(gaps)).astype(int))
+    ax.bar(range(len(counts)), counts, color=RED)
+    shown = range(0, len(counts), max(1, len(counts) // 5))
+    ax.set_xticks(list(shown), [f"{2 ** k}" for k in shown], fontsize=6)
     ax.tick_params(labelsize=6)
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.set_title("steps between flips (up to)", fontsize=7)
@@ -183,8 +209,8 @@ def _f1(ax, epochs: pd.DataFrame, events: pd.DataFrame | None) -> None:
 
 
 def _w(ax, history: pd.DataFrame, sites: list[str]) -> None:
-    for k, site in enumerate(sites):
-        color = CYCLE[k % len(CYCLE)]
+    """Each site's mean and range, the darker the deeper the site. One mean over all of them decides the sign."""
+    for site, color in zip(sites, depth_colors(len(sites))):
         low, high = history[f"w_min/{site}"], history[f"w_max/{site}"]
         ax.fill_between(history["step"], low, high, color=color, alpha=.15, lw=0)
         ax.plot(history["step"], history[f"w_mean/{site}"], lw=.9, color=color, label=site)
@@ -194,8 +220,13 @@ def _w(ax, history: pd.DataFrame, sites: list[str]) -> None:
     ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
+def depth_colors(n: int) -> list[str]:
+    """n colours for places in a network, from the image (light) to the scores (dark), each another one."""
+    return [to_hex(colormaps["viridis_r"](v)) for v in np.linspace(.12, 1, n)]
+
+
 def _signs(ax, flips: pd.DataFrame, steps: int) -> None:
-    """Each site's row is dark while its sign is -; with signs by channel, as dark as the share that is -."""
+    """Each site's row is filled while its sign is -; with signs by channel, as strongly as the share that is -."""
     names = sorted(flips["site"].unique(), key=lambda s: (s != "stem", s))
     for row, site in enumerate(names):
         own = flips[flips["site"] == site].sort_values("step")
@@ -207,13 +238,13 @@ def _signs(ax, flips: pd.DataFrame, steps: int) -> None:
                 ax.barh(row, stop - start, left=start, height=.8, color=RED, alpha=float(alpha), lw=0)
     ax.set_yticks(range(len(names)), names, fontsize=6)
     ax.set_ylim(len(names) - .5, -.5)
-    ax.set_ylabel("sign − (dark)")
+    ax.set_ylabel(SIGN_ROWS)
 
 
 def _mark_flips(ax, flips: pd.DataFrame) -> None:
     steps = flips["step"].unique()
     for step in steps if len(steps) <= 200 else []:     # more would hide what they mark
-        ax.axvline(step, color=RED, lw=.5, alpha=.5, zorder=0)
+        ax.axvline(step, color=RED, lw=1, zorder=0)
 
 
 def arms(runs: pd.DataFrame, table: pd.DataFrame, measure: str, label: str, paper: dict[str, float],

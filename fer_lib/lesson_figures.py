@@ -43,31 +43,40 @@ def functions(named: Mapping[str, tuple[Activation, Look]], low: float = -10., h
 
 
 def maps(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], signed: Sequence[bool], drawn: bool) -> Figure:
-    """A grid of small maps (H, W): a row each name. signed: by column, purple - to orange +, else grey from 0 up.
+    """A grid of small maps (H, W): a row each name. signed: by column, purple - to orange +, else grey from 0 up. A
+    column that is the same in all rows is shown once.
 
     One scale a column, so that rows can be compared. Research pictures are refused.
     """
     if not drawn:
         raise ValueError("feature maps of research pictures are not shown in notebooks that may be shared")
     figure = Figure(figsize=(1.15 * len(columns) + 2.2, 1.1 * len(rows) + .55), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    axes, first = figure.subplots(len(rows), len(columns), squeeze=False), next(iter(rows.values()))
     for k, column in enumerate(columns):
+        once = all(torch.equal(row[k], first[k]) for row in rows.values())
         most = max(float(row[k].abs().max()) for row in rows.values()) or 1.
-        for ax, (name, row) in zip(axes[:, k], rows.items()):
-            ax.imshow(row[k], cmap="PuOr_r" if signed[k] else "gray", vmin=-most if signed[k] else 0, vmax=most)
+        for y, (ax, (name, row)) in enumerate(zip(axes[:, k], rows.items())):
             ax.set_xticks([]), ax.set_yticks([])
+            if once and y:
+                ax.spines[:].set_visible(False)
+                ax.text(.5, .5, "the same", ha="center", va="center", fontsize=7, transform=ax.transAxes)
+            else:
+                ax.imshow(row[k], cmap="PuOr_r" if signed[k] else "gray", vmin=-most if signed[k] else 0, vmax=most)
             if k == 0:
                 ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         axes[0, k].set_title(column, fontsize=8)
-    figure.suptitle(DRAWN, fontsize=8)
+    key = "coloured maps: purple −, white 0, orange +; " if any(signed) else ""
+    figure.suptitle(f"{key}{DRAWN}", fontsize=8)
     return figure
 
 
 def lines(named: Mapping[str, tuple[np.ndarray, np.ndarray, Look]], x: str, y: str, title: str,
-          marks: Mapping[str, float] | None = None, log_x: bool = False, markers: bool = False) -> Figure:
-    """One plot: by name x, y and look. marks: by word, a place on x with a thin line."""
-    figure = Figure(figsize=(8.5, 3.5), layout="constrained")
-    ax = figure.subplots()
+          marks: Mapping[str, float] | None = None, log_x: bool = False, markers: bool = False,
+          minus: str = "") -> Figure:
+    """One plot: by name x, y and look. marks: by word, a place on x with a thin line. minus: one of the names; a panel
+    below shows the others minus it, where the two are closer than a quarter of what the plot spans."""
+    figure = Figure(figsize=(8.5, 5. if minus else 3.5), layout="constrained")
+    ax, *below = figure.subplots(2 if minus else 1, 1, sharex=True, squeeze=False)[:, 0]
     for name, (at, values, look) in named.items():
         ax.plot(at, values, color=look.color, ls=look.line, lw=1.8, label=name, marker=look.marker if markers else "",
                 ms=5, markevery=max(1, len(at) // 12))
@@ -76,7 +85,16 @@ def lines(named: Mapping[str, tuple[np.ndarray, np.ndarray, Look]], x: str, y: s
         ax.text(place, 1.01, word, fontsize=7, ha="center", transform=ax.get_xaxis_transform())
     if log_x:
         ax.set_xscale("log")
-    ax.set_xlabel(x), ax.set_ylabel(y)
+    span = np.ptp(np.concatenate([values for _, values, _ in named.values()]))
+    for under in below:
+        for at, values, look in named.values():
+            gap = values - named[minus][1]
+            if np.abs(gap).mean() < span / 4:
+                under.plot(at, gap, color=look.color, ls=look.line, lw=1.8)
+        under.set_ylabel(f"minus “{minus}”")
+        under.spines[["top", "right"]].set_visible(False)
+    (below or [ax])[0].set_xlabel(x)
+    ax.set_ylabel(y)
     ax.set_title(title, fontsize=10, pad=14)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9",
                                                        "#F0E442", "#666666")
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
-BLACK, BROWN, INDIGO, OLIVE = "#000000", "#8A6D3B", "#332288", "#A39200"
+BLACK, BROWN, INDIGO, WINE, TEAL = "#000000", "#8A6D3B", "#332288", "#882255", "#006D6D"
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ ARMS = {
     "dropout+dynamic": Look(INDIGO, "--", "P"),
     "bn_negation": Look(BLACK, ":", "x"),
     "bn_reset": Look(BROWN, "-.", "X"),
-    "lr_restart": Look(BROWN, ":", "*"),
+    "lr_restart": Look(TEAL, ":", "*"),
     "random_flip": Look(RED, "-.", "*"),
-    "gaussian_noise": Look(OLIVE, "-.", "s"),
+    "gaussian_noise": Look(WINE, "-.", "s"),
 }
 
 

@@ -44,7 +44,8 @@ def line(block: Block, facts: dict, elapsed: float, runs: int) -> str:
     parts = [f"step {block.last_step}/{total}", f"epoch {block.epoch}/{block.experiment.epochs}",
              f"loss {facts['loss']:.3f}",
              "" if math.isnan(facts["f1"]) else f"val macro-F1 {facts['f1']:.3f}",
-             f"{facts['flips']} steps with a flip" if flips else "", f"{facts['images'] / elapsed:,.0f} images/s",
+             f"{facts['flips']} step{'s' * (facts['flips'] != 1)} with a flip" if flips else "",
+             f"{facts['images'] / elapsed:,.0f} images/s",
              f"{elapsed * (total - block.last_step) / max(done, 1):.0f} s left" if total > block.last_step
              else f"{elapsed:.0f} s"]
     name = [f"{block.experiment.label} seed {block.experiment.seed}"] if runs > 1 else []

@@ -59,7 +59,47 @@ def test_two_misreadings_at_once_are_both_named():
         return (x * w).clamp(0, cliff) / w.abs() if w != 0 else torch.zeros_like(x)
 
     verdict = check("auto_relu", guarded_only_for_clamp)
-    assert "ReLU6" in verdict.message and " Also, " in verdict.message and "epsilon" in verdict.message
+    assert "ReLU6" in verdict.message and "product too. Also, you hold" in verdict.message
+    assert "0 counts as a tiny positive w" in verdict.message
+
+
+def test_a_misreading_that_would_show_elsewhere_is_not_named():
+    """Right for ResNet-18, which has 17 places, and wrong for ResNet-34: who counts modules is wrong for both."""
+    verdict = check("relu_calls", lambda model, x: 17)
+    assert verdict.message == "for torchvision's resnet34, it should give 33 and gave 17"
+
+
+def test_a_right_idea_that_fails_at_its_edge_is_told_the_edge():
+    by_intervals = check("flags", lambda steps, T: [(s // T) % 2 == 1 for s in range(1, steps + 1)])
+    assert by_intervals.message.startswith("right for T of 2 and more. For T = 1: 1 % 1 = 0 = T - 1")
+    edge = check("cut_share", lambda x, w, cliff: float((x * w > cliff).sum() / (x * w > 0).sum()))
+    assert edge.message.startswith("you let x w = C pass")
+
+
+def test_the_printed_eq_2_is_named_as_the_papers_own():
+    verdict = check("auto_relu", lambda x, w, cliff: solved(x, w, cliff) * torch.where(w < 0, -1, 1))
+    assert "as the paper's printed eq. 2 does; its text says by the absolute value" in verdict.message
+
+
+def solved(x, w, cliff):
+    return EXERCISES["auto_relu"].solution(x, w, cliff)
+
+
+def test_what_is_changed_for_good_is_seen():
+    def negates_bn(x, bn, flag):
+        with torch.no_grad():
+            for p in (bn.weight, bn.bias) if flag else ():
+                p.neg_()
+        return torch.relu(bn(x))
+
+    def negates_the_state(state):
+        return {name: value.neg_() if "sq" not in name and "running" not in name else value
+                for name, value in state.items()}
+
+    assert "gamma and beta for good" in check("flipped_unit", negates_bn).message
+    assert check("twin", negates_the_state).message.startswith("you change the tensors that you were given")
+    alone = check("twin", lambda state: {k: -v if k == "gamma" else v for k, v in state.items()})
+    assert alone.message.startswith("you leave beta as it is")
 
 
 def test_what_no_misreading_explains_is_told_with_both_values():

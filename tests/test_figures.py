@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -51,9 +52,9 @@ def draw(sites=SITES, found=SOME, drawn=True, **more):
 
 
 @pytest.mark.parametrize("sites, found, names", [
-    (SITES, SOME, ["cross-entropy", "validation macro-F1", "w (mean, range)", "sign − (dark)"]),
+    (SITES, SOME, ["cross-entropy", "validation macro-F1", "w (mean, range)", figures.SIGN_ROWS]),
     (SITES, flips(), ["cross-entropy", "validation macro-F1", "w (mean, range)"]),
-    ([], SOME, ["cross-entropy", "validation macro-F1", "sign − (dark)"]),
+    ([], SOME, ["cross-entropy", "validation macro-F1", figures.SIGN_ROWS]),
     ([], flips(), ["cross-entropy", "validation macro-F1"]),
 ])
 def test_a_run_has_the_panels_it_has_something_for(sites, found, names):
@@ -91,11 +92,16 @@ def test_a_validation_loss_above_the_axis_is_marked_with_its_value():
     assert not panels(draw())["cross-entropy"].texts
 
 
-def test_signs_are_dark_while_features_are_flipped():
-    ax = panels(draw())["sign − (dark)"]
+def test_signs_are_filled_while_features_are_flipped():
+    ax = panels(draw())[figures.SIGN_ROWS]
     bars = [(ax.get_yticklabels()[round(bar.get_y() + .4)].get_text(), bar.get_x(), bar.get_x() + bar.get_width(),
              bar.get_alpha()) for bar in ax.patches]
     assert bars == [("stem", 20, 41, .25), ("layer1.0.act1", 12, 30, 1.)]
+
+
+def test_the_marks_of_flips_are_of_the_full_colour():
+    mark, = [drawn for drawn in panels(draw(found=SOME[:1]))["cross-entropy"].lines if len(drawn.get_xdata()) == 2]
+    assert mark.get_color() == palette.RED and mark.get_alpha() is None
 
 
 def test_each_step_with_a_flip_is_marked_in_the_other_panels():
@@ -104,6 +110,50 @@ def test_each_step_with_a_flip_is_marked_in_the_other_panels():
         assert marks == ([] if "sign" in name else [12, 20, 30])
     many = flips(*((k, "stem", -1, .001) for k in range(1, 300)))
     assert len(panels(draw(found=many))["cross-entropy"].lines) == 3, "so many marks hide the curve"
+
+
+def test_steps_between_flips_are_drawn_from_three_flips_on():
+    insets = lambda found: [i for ax in draw(found=found).axes for i in ax.child_axes]
+    assert not insets(SOME[:2]) and len(insets(SOME)) == 1
+    assert [bar.get_height() for bar in insets(SOME)[0].patches] == [0, 0, 0, 1, 1]
+
+
+def test_each_site_has_a_colour_of_its_own_darker_with_depth():
+    colors = figures.depth_colors(17)
+    light = [np.array(to_rgb(c)) @ [.3, .59, .11] for c in colors]
+    assert len(set(colors)) == 17 and light == sorted(light, reverse=True) and light[0] < .85
+    w = panels(draw())["w (mean, range)"]
+    assert [line(w, site).get_color() for site in SITES] == figures.depth_colors(2)
+
+
+def test_a_picture_keeps_its_colours():
+    """Each colour of the palette as drawn; a map in colour with grey around it, and bands that shine through."""
+    named = [*palette.CYCLE, palette.YELLOW, *(look.color for look in palette.ARMS.values())]
+    figure = Figure(figsize=(6, 3))
+    left, right = figure.subplots(1, 2)
+    ramp = np.linspace(-1, 1, 400).reshape(20, 20)
+    left.imshow(ramp, cmap="PuOr_r")
+    for k, color in enumerate(named):
+        right.plot([0, 1], [k, k + 3], color=color, lw=1.5)
+        right.fill_between([0, 1], k - 1, k + 1, color=color, alpha=.15, lw=0)
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", dpi=90, facecolor="white")
+    wanted = np.array(Image.open(raw).convert("RGB")).astype(int)
+    small = figures.png(figure)
+    kept = np.array(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
+    assert np.abs(kept - wanted).max() <= 24 and len(small) < .6 * len(raw.getvalue())
+    for color in named:
+        rgb = np.round(np.array(to_rgb(color)) * 255).astype(int)
+        solid = (wanted == rgb).all(-1)
+        assert solid.any() and np.abs(kept[solid] - rgb).max() <= 8, color
+
+
+def test_few_colours_are_kept_to_the_bit():
+    found = np.array([[0, 0, 0], [255, 255, 255], [9, 9, 9]])
+    chosen, nearest = figures.few_colors(found, np.array([5, 9, 1]), 8)
+    assert (chosen[nearest] == found).all()
+    chosen, nearest = figures.few_colors(found, np.array([5, 9, 6]), 2)
+    assert chosen.tolist() == [[255, 255, 255], [0, 0, 0]] and nearest.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("drawn", [True, False])
@@ -224,6 +274,7 @@ def test_curves_have_a_line_a_seed_and_their_mean():
 def test_an_arm_looks_the_same_everywhere_and_never_differs_by_colour_alone():
     looks = [palette.arm_look(name) for name in palette.ARMS]
     assert len({(k.line, k.marker) for k in looks}) > len(looks) // 2
+    assert len({k.color for k in looks}) == len(looks)
     for a, b in itertools.combinations(looks, 2):
         assert (a.line, a.marker) != (b.line, b.marker), (a, b)
     mine = palette.arm_look("my own arm")

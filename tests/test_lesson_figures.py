@@ -53,6 +53,12 @@ def test_maps_share_a_scale_and_are_of_drawn_faces_only():
     figure = lesson_figures.maps(rows, ["x", "y"], [False, True], True)
     signed = [ax.images[0].get_clim() for ax in figure.axes if ax.images[0].get_cmap().name == "PuOr_r"]
     assert signed == [(-3., 3.)] * 2
+    assert figure.get_suptitle().startswith("coloured maps: purple −, white 0, orange +")
+    face = torch.ones(2, 2)
+    same = {name: [face, row[1]] for name, row in rows.items()}
+    shown = lesson_figures.maps(same, ["face", "y"], [False, True], True).axes
+    assert [len(ax.images) for ax in shown] == [1, 1, 0, 1], "what is the same in each row is shown once"
+    assert [[t.get_text() for t in ax.texts] for ax in shown] == [[], [], ["the same"], []]
     with pytest.raises(ValueError, match="not shown"):
         lesson_figures.maps(rows, ["x", "y"], [False, True], False)
 
@@ -64,3 +70,12 @@ def test_twins_and_lines_draw_their_numbers():
     figure = lesson_figures.lines({"flip": (np.arange(10), loss, arm_look("periodic"))}, "step", "loss", "t", {"1": 3.})
     ax, = figure.axes
     assert ax.lines[0].get_color() == arm_look("periodic").color and ax.texts[0].get_text() == "1"
+
+
+def test_curves_that_lie_on_one_another_are_told_apart_below():
+    x, loss, look = np.arange(10), np.linspace(2, 1, 10), arm_look("periodic")
+    named = {"flip": (x, loss, look), "close": (x, loss + .01, look), "far": (x, loss - 1, look)}
+    top, below = lesson_figures.lines(named, "step", "loss", "t", minus="flip").axes
+    assert len(top.lines) == 3 and [line.get_ydata() for line in below.lines] == [pytest.approx([0.] * 10),
+                                                                                  pytest.approx([.01] * 10)]
+    assert below.get_ylabel() == "minus “flip”" and below.get_xlabel() == "step" and not top.get_xlabel()

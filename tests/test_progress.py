@@ -79,7 +79,7 @@ def test_a_method_without_flips_tells_none_but_those_by_hand(clock):
     line, = said(clock, [(1, block(1, method="baseline"))])
     assert "flip" not in line
     line, = said(clock, [(1, block(1, method="baseline", flips=(3,)))])
-    assert "1 steps with a flip" in line
+    assert "1 step with a flip" in line
 
 
 def test_several_runs_are_named_and_counted_apart(clock):

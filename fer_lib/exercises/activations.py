@@ -10,7 +10,7 @@ X = torch.tensor([-9., -3., -.5, 0., .5, 2., 5., 8., 40.])
 
 
 def auto_relu(x: Tensor, w: Tensor, cliff: float) -> Tensor:
-    """Eq. 2. |w| is held away from 0, with the sign + at w = 0: there x w / |w| would be 0 / 0."""
+    """Eq. 2 with |w|, as the text has it. |w| is held away from 0, with the sign + at w = 0, where 0 / 0 would be."""
     w = torch.where(w < 0, -1., 1.) * w.abs().clamp_min(1e-20)
     return cliff_relu(x * w, cliff) / w.abs()
 
@@ -19,8 +19,12 @@ def _nan_at_zero(x: Tensor, w: Tensor, cliff: float) -> Tensor:
     return cliff_relu(x * w, cliff) / w.abs()
 
 
+def _held(w: Tensor) -> Tensor:
+    return torch.where(w < 0, -1., 1.) * w.abs().clamp_min(1e-20)
+
+
 def _signed(x: Tensor, w: Tensor, cliff: float) -> Tensor:
-    return cliff_relu(x * w, cliff) / w
+    return cliff_relu(x * _held(w), cliff) / _held(w)
 
 
 def _undivided(x: Tensor, w: Tensor, cliff: float) -> Tensor:
@@ -31,7 +35,12 @@ def _epsilon(x: Tensor, w: Tensor, cliff: float) -> Tensor:
     return cliff_relu(x * w, cliff) / (w.abs() + 1e-8)
 
 
+def _off_at_zero(x: Tensor, w: Tensor, cliff: float) -> Tensor:
+    return auto_relu(x, w, cliff) * (w != 0)
+
+
 def _after_relu(x: Tensor, w: Tensor, cliff: float) -> Tensor:
+    w = _held(w)
     return torch.sign(w) * cliff_relu(x * w.abs(), cliff) / w.abs()
 
 
@@ -40,7 +49,7 @@ def _cut_at_c(x: Tensor, w: Tensor, cliff: float) -> Tensor:
 
 
 def _clamped(x: Tensor, w: Tensor, cliff: float) -> Tensor:
-    return (x * w).clamp(0, cliff) / w.abs()
+    return (x * _held(w)).clamp(0, cliff) / _held(w).abs()
 
 
 def cut_share(x: Tensor, w: float, cliff: float) -> float:
@@ -60,6 +69,11 @@ def _x_against_c(x: Tensor, w: float, cliff: float) -> float:
 
 def _sign_ignored(x: Tensor, w: float, cliff: float) -> float:
     return cut_share(x, abs(w), cliff)
+
+
+def _edge_passes(x: Tensor, w: float, cliff: float) -> float:
+    passed = x * w > 0
+    return float((passed & (x * w > cliff)).sum() / passed.sum())
 
 
 def _both_sides(x: Tensor, w: float, cliff: float) -> float:
@@ -103,11 +117,13 @@ EXERCISES = [
         "auto_relu",
         [_auto("at w = 0.5", .5), _auto("at w = -0.5", -.5), _auto("at w = 0", 0.), _auto("at w = 1e-4", 1e-4)],
         auto_relu,
-        {"you divide by w: the paper's text says by its absolute value. With w < 0 yours passes negative x as negative "
-         "numbers, min(x, 0), where eq. 2 gives positive ones": _signed,
+        {"you divide by w, as the paper's printed eq. 2 does; its text says by the absolute value of w, and this kit "
+         "follows the text. With w < 0 yours gives min(x, 0): negative numbers": _signed,
          "w = 0 gives NaN: 0 / 0. Hold |w| away from 0 before you multiply and divide": _nan_at_zero,
-         "at w = 0 your output is 0 everywhere: an epsilon in the denominator alone switches the unit off there. Hold "
-         "w itself away from 0, in the product too": _epsilon,
+         "an epsilon in the denominator alone switches the unit off at w = 0 and changes what a small w gives. Hold w "
+         "itself away from 0, in the product too": _epsilon,
+         "at w = 0 your output is 0 everywhere: the unit is switched off there. 0 counts as a tiny positive w, in the "
+         "product too": _off_at_zero,
          "you flip after ReLU: eq. 2 multiplies x by w before the cut, so with w < 0 it is the negative x that "
          "pass": _after_relu,
          "you cut x at C: eq. 2 cuts the product x w, so x is cut at C / |w|": _cut_at_c,
@@ -116,9 +132,11 @@ EXERCISES = [
         "for w > 0, for w < 0 and at w = 0; point by point that is ReLU(sign(w) x), cut where |x w| reaches C"),
     Exercise(
         "cut_share",
-        [_share("at w = 0.9", .9), _share("at w = -0.9", -.9), _share("at w = 0.1", .1)],
+        [_share("at w = 0.9", .9), _share("at w = -0.9", -.9), _share("at w = 0.1", .1),
+         _share("at w = 0.75, where one product lies right on the cliff, x w = C", .75)],
         cut_share,
-        {"you divide by the number of all values: the question is about those that ReLU would pass": _of_all,
+        {"you let x w = C pass: CliffReLU passes what is below C, and is 0 from C on": _edge_passes,
+         "you divide by the number of all values: the question is about those that ReLU would pass": _of_all,
          "you compare x with C: the cliff cuts where the product x w reaches C": _x_against_c,
          "you take the sign of w away: with w < 0 it is the negative x that pass": _sign_ignored,
          "you count both sides: values of the wrong sign are 0 already, no cliff is needed for them": _both_sides},

@@ -87,7 +87,7 @@ def judge(exercise: Exercise, function: Function) -> Verdict:
         return Verdict(True, exercise.right)
     named = misread(exercise, wrong)
     if named:
-        return Verdict(False, " Also, ".join(named))
+        return Verdict(False, ". Also, ".join(named))
     first = min(wrong)
     trial = exercise.trials[first]
     return Verdict(False, f"{trial.about}, it should give {told(trial.run(exercise.solution))} and gave "
@@ -95,18 +95,18 @@ def judge(exercise: Exercise, function: Function) -> Verdict:
 
 
 def misread(exercise: Exercise, wrong: dict[int, object]) -> list[str]:
-    """The fewest misreadings that give the same wrong values, by message: those that explain most come first, and of
-    these those that go wrong nowhere else."""
+    """The fewest misreadings that give the same wrong values, by message: those that explain most come first. One that
+    would have gone wrong where the reader's function is right is not what the reader has in mind."""
     rights = [trial.run(exercise.solution) for trial in exercise.trials]
-    explains, elsewhere = {}, {}
+    explains = {}
     for message, function in exercise.misreadings.items():
         results = [trial.run(function) for trial in exercise.trials]
-        explains[message] = {k for k, got in wrong.items() if same(got, results[k], exercise.tolerance)}
-        elsewhere[message] = sum(not same(result, right, exercise.tolerance)
-                                 for k, (result, right) in enumerate(zip(results, rights)) if k not in wrong)
+        if all(same(result, right, exercise.tolerance)
+               for k, (result, right) in enumerate(zip(results, rights)) if k not in wrong):
+            explains[message] = {k for k, got in wrong.items() if same(got, results[k], exercise.tolerance)}
     left, named = set(wrong), []
     while left and explains:
-        message = max(explains, key=lambda m: (len(explains[m] & left), -elsewhere[m]))
+        message = max(explains, key=lambda m: len(explains[m] & left))
         if not explains[message] & left:
             break
         named.append(message)

@@ -23,6 +23,11 @@ def _decoupled(w, m, v, t, lr, weight_decay, beta1, beta2, eps):
     return (1 - lr * weight_decay) * w - step, m, v
 
 
+def _corrected(w, m, v, t, lr, weight_decay, beta1, beta2, eps):
+    w, m, v = adam_step(w, m, v, t, lr, weight_decay, beta1, beta2, eps)
+    return w, m / (1 - beta1 ** t), v / (1 - beta2 ** t)
+
+
 def _uncorrected(w, m, v, t, lr, weight_decay, beta1, beta2, eps):
     g = weight_decay * w
     m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
@@ -107,9 +112,11 @@ EXERCISES = [
         [_step("at the first step", .8, 0., 0., 1), _step("at step 20, with w near 0", .01, .03, .004, 20),
          _step("with w negative", -.3, .02, .002, 40)],
         adam_step,
-        {"you decay w outside of the gradient: that is AdamW. In Adam weight_decay * w is added to the gradient, so m "
-         "and v see it, and Adam makes a step of about lr of it however small it is": _decoupled,
+        {"you decay w outside of the gradient: that is AdamW's decay or SGD's. In Adam weight_decay * w is added to "
+         "the gradient, so m and v see it, and Adam makes a step of about lr of it however small it is": _decoupled,
          "you leave out the bias correction: divide m by 1 - beta1 ** t and v by 1 - beta2 ** t": _uncorrected,
+         "return m and v without bias correction: the next step goes on from them, and only the step that w takes is "
+         "corrected": _corrected,
          "you leave weight decay out: then g is 0 and nothing pulls w": _no_decay,
          "you step by lr * g, as SGD does: Adam divides by the square root of v": _sgd,
          "you add eps inside the square root: Adam adds it to the root": _inside},

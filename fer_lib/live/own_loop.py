@@ -152,9 +152,9 @@ class View:
             self.chart.push()
             return
         facts = self.curves.facts
-        parts = [f"step {step}" + (f"/{self.steps}" if self.steps else ""), f"loss {facts['loss']:.4g}" if facts["loss"]
-                 is not None else "loss is not finite", f"{facts['flips']} steps with a flip" if facts["flips"] else "",
-                 f"{rate:.0f} steps/s"]
+        parts = [f"step {step}" + (f"/{self.steps}" if self.steps else ""),
+                 f"loss {facts['loss']:.4g}" if facts["loss"] is not None else "loss is not finite",
+                 figures.steps_with_a_flip(facts["flips"]) if facts["flips"] else "", f"{rate:.0f} steps/s"]
         self.say(" · ".join(filter(None, parts)))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -167,7 +167,7 @@ class View:
         scores = pd.DataFrame(self.curves.series.scores.points, columns=["step", "macro_f1", "clean"]).assign(
             epoch=range(1, len(self.curves.series.scores.points) + 1), split="val", mode="trained", train_loss=math.nan,
             loss=math.nan)
-        numbers = f"{self.curves.series.steps} steps" + (f" · {self.curves.series.flips} steps with a flip"
+        numbers = f"{self.curves.series.steps} steps" + (f" · {figures.steps_with_a_flip(self.curves.series.flips)}"
                                                          if self.curves.series.flips else "")
         picture = Image(figures.png(figures.training(history, scores, flips, self.title, False, numbers=numbers)))
         self.chart.replace(picture) if self.chart is not None else display(picture)
