@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,16 +193,22 @@ def packed(tmp_path: Path) -> Path:
     return write_packed(tmp_path / "packed" / "fake", make_data(soft=True))
 
 
-@pytest.fixture
-def full_disk(tmp_path) -> Iterator[Path]:
-    """A disk with room for the first files of a run, where this process may mount one."""
-    place = tmp_path / "disk"
+@contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
+    """A disk of that size, where this process may mount one."""
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "none", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no disk to fill, mounting is not allowed here ({mounted.stderr.decode().strip()[:60]})")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no disk to fill, mounting is not allowed here ({done.stderr.decode().strip()[:60]})")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def full_disk(tmp_path) -> Iterator[Path]:
+    """With room for the first files of a run."""
+    with mounted(tmp_path / "disk", "60k") as place:
+        yield place
 
 
 # --- a JupyterLab and a browser (jupyterlab.py), for the tests that look at notebooks ---

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import mounted
 
 import data_prep
 from data_prep.check import check
@@ -103,14 +104,8 @@ def progress(out: Path) -> int:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 24 MB, where this process may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no disk to fill, mounting is not allowed here ({mounted.stderr.decode().strip()[:60]})")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with mounted(tmp_path / "disk", "24m") as place:
+        yield place
 
 
 def fill(disk: Path, leave: int) -> Path:
