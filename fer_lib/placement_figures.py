@@ -114,23 +114,25 @@ def reach(pairs: pd.DataFrame, flips: pd.DataFrame) -> Figure:
 
 
 def over_training(table: pd.DataFrame, flips: list[int]) -> Figure:
-    """A panel each statistic: sites by training step. table as `site_statistics` records it; flips: steps, as lines."""
+    """A panel each statistic: sites by training step, from each look to the next. table as `site_statistics` records
+    it; flips: steps, as lines.
+    """
     names = [name for name in STATISTICS if table[name].notna().any()]
     figure = Figure(figsize=(9.6, 1.2 + 1.75 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for ax, name in zip(axes, names):
         grid = table[table[name].notna()].pivot(index="site", columns="step", values=name)
         grid = grid.reindex([site for site in dict.fromkeys(table["site"]) if site in grid.index])
-        edges = np.concatenate([[0], grid.columns.to_numpy()])
+        looks = grid.columns.to_numpy()
+        edges = np.concatenate([looks, [looks[-1] + (looks[-1] - looks[-2] if len(looks) > 1 else 1)]])
         top = np.nanmax(np.abs(grid))
         diverging = name in ("mean", "w")
         low, high = (-top, top) if diverging else (0, 1) if name in ("zeros", "flipped") else (0, top)
         shown = ax.pcolormesh(edges, np.arange(len(grid) + 1), grid, cmap="RdBu" if diverging else "viridis", vmin=low,
                               vmax=high)
         ax.vlines(flips, 0, len(grid), color="black", lw=.8, ls=":")
-        every = max(1, len(grid) // 9)
-        ax.set_yticks(np.arange(len(grid))[::every] + .5, [s.replace("layer", "") for s in grid.index[::every]],
-                      fontsize=6)
+        labelled = [k for k, site in enumerate(grid.index) if len(grid) <= 9 or site.endswith(("act2", "stem", "head"))]
+        ax.set_yticks(np.array(labelled) + .5, [grid.index[k].replace("layer", "") for k in labelled], fontsize=6)
         ax.invert_yaxis()
         ax.set_title(WORDS[name], fontsize=8, loc="left", pad=2)
         ax.tick_params(labelsize=6)

@@ -42,16 +42,34 @@ def every_site(model: nn.Module) -> dict[str, Site]:
     return {m.name: m for m in model.modules() if isinstance(m, Site)}
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Within, the network evaluates, but its batch norms use the batch's statistics as they do in training, and learn
+    nothing of it.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [m.track_running_stats for m in norms]
+    model.eval()
+    for m in norms:
+        m.train()
+        m.track_running_stats = False
+    try:
+        yield
+    finally:
+        for m, tracks in zip(norms, kept):
+            m.track_running_stats = tracks
+        model.train()
+
+
 @torch.no_grad()
 def look(learner: Learner, images: int = IMAGES) -> list[dict]:
     """A row for each site, of the network as it is now: mean and sd of what arrives, before the activation; the share
-    of zeros that leaves a ReLU; the share of the site's signs that are -; the mean w. NaN where a site has none.
+    of zeros that leaves a ReLU; the share of the site's signs that are -; the mean w. NaN where a site has none. Batch
+    norms use these images' statistics, as a training step uses its batch's.
     """
     signs, weights = learner.method.signs(), learner.method.weights()
-    learner.model.eval()
-    with watched(learner.model) as seen, learner.precision.autocast():
+    with batch_statistics(learner.model), watched(learner.model) as seen, learner.precision.autocast():
         learner.model(learner.held_out["val"].batch(slice(0, images)).contiguous(memory_format=learner.layout))
-    learner.model.train()
     rows = []
     for name, (before, after) in seen.items():
         relu = every_site(learner.model)[name].kind in ACTIVATIONS
