@@ -47,17 +47,17 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within, the network evaluates, but its batch norms use the batch's statistics as they do in training, and learn
     nothing of it.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [m.track_running_stats for m in norms]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    running = [(m.running_mean, m.running_var) for m in norms]
     model.eval()
     for m in norms:
         m.train()
-        m.track_running_stats = False
+        m.running_mean, m.running_var = m.running_mean.clone(), m.running_var.clone()
     try:
         yield
     finally:
-        for m, tracks in zip(norms, kept):
-            m.track_running_stats = tracks
+        for m, (mean, var) in zip(norms, running):
+            m.running_mean, m.running_var = mean, var
         model.train()
 
 

@@ -17,7 +17,7 @@ from fer_lib.flip_effects import effects, flipped
 from fer_lib.live.clickable import Clickable, ClickableChart, Drawing
 from fer_lib.models import build_model, sites
 from fer_lib.runs import Run, record
-from fer_lib.site_statistics import every_site, record_sites, watched
+from fer_lib.site_statistics import batch_statistics, every_site, record_sites, watched
 
 
 @pytest.fixture
@@ -54,6 +54,16 @@ def test_a_look_holds_every_site_with_what_it_has(run):
     for step, share in seen.items():
         last = turned[turned.index <= step]
         assert share == (len(last) > 0 and last.iloc[-1] < 0)
+
+
+def test_a_look_uses_the_batchs_statistics_and_teaches_batch_norms_nothing():
+    model, x = network().train(), torch.randn(16, 1, 32, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad(), batch_statistics(model):
+        looked = model(x)
+    assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(looked, model(x)) and not torch.equal(looked, model.eval()(x))
 
 
 def network() -> nn.Module:
