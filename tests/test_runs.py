@@ -440,7 +440,7 @@ def sorted_by_run(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_records_are_read_and_exported_with_the_same_numbers(data, tmp_path):
-    kept = [trained(tmp_path / "runs", data, study="s", method=m, seed=seed, w0=0.003)
+    kept = [trained(tmp_path / "runs", data, study="s", method=m, seed=seed, w0=0.003, w_gradient="exact")
             for m in ("dynamic", "baseline") for seed in (1, 0)]
     found = read_records(tmp_path / "runs")
     assert [*zip(found.runs["method"], found.runs["seed"])] == [
@@ -504,7 +504,8 @@ def in_two_places(tmp_path_factory) -> Path:
         for place, seeds in (("here", (0, 1)), ("there", (1, 2))):
             for method in ("baseline", "dynamic"):
                 for seed in seeds:
-                    trained(folder / place, make_data(), study="s", method=method, seed=seed, w0=.003)
+                    trained(folder / place, make_data(), study="s", method=method, seed=seed, w0=.003,
+                            w_gradient="exact")
     export(folder / "there" / "s", folder / "small", every=4)
     return folder
 
