@@ -71,7 +71,8 @@ def read_records(folder: Path) -> Records:
             rows[-1] |= _robustness_means(own["robustness"])
         for name, table in own.items():
             tables[name].append(table.assign(**{k: rows[-1][k] for k in ("study", "name", "method", "seed", "id")}))
-    joined = {name: pd.concat(t, ignore_index=True) if t else pd.DataFrame() for name, t in tables.items()}
+    filled = {name: [table for table in t if len(table)] or t[:1] for name, t in tables.items()}    # else dtypes go
+    joined = {name: pd.concat(t, ignore_index=True) if t else pd.DataFrame() for name, t in filled.items()}
     rows.sort(key=lambda row: (rank(row["method"]), row["study"], row["name"], row["seed"]))
     return Records(pd.DataFrame(rows), unfinished=unfinished, steered=steered, **joined)
 
