@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +55,12 @@ def write(
     image, for an `out` that is something else, and for a disk that refuses.
     """
     out = Path(out)
+    parts = partial_directory(out)
     finished = _finished(plan, out, strict, overwrite)
     if finished is not None:
         say(f"{out} already holds this data with these options: left as it is{_doubt(plan, out)}")
+        _remove_left(plan, parts)
         return finished
-    parts = partial_directory(out)
     with disk.writing(parts):
         parts.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(parts)
@@ -81,8 +82,24 @@ def write(
         manifest = join_shards(plan, chunks, shards, parts)
         with disk.writing(out):
             _move_into_place(parts, out)
-    shutil.rmtree(parts, ignore_errors=True)
+    _remove(parts)
     return manifest
+
+
+def _remove_left(plan: Plan, parts: Path) -> None:
+    """What a process left that was killed after its set was in place, unless another one works there now."""
+    if not parts.is_dir() or not (_is_of(plan, parts) or {path.name for path in parts.iterdir()} <= {"lock"}):
+        return
+    with suppress(DataError), _locked(parts):
+        _remove(parts)
+
+
+def _remove(parts: Path) -> None:
+    """plan.json last: a removal that is killed leaves a directory that is known to be ours."""
+    for path in parts.iterdir():
+        if path.name not in ("plan.json", "lock"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _doubt(plan: Plan, out: Path) -> str:
@@ -155,11 +172,7 @@ def _refuse_foreign(parts: Path) -> None:
 def _prepare(plan: Plan, parts: Path, say: Callable[[str], None]) -> None:
     """Leaves in `parts` only what belongs to this plan."""
     note = parts / "plan.json"
-    try:
-        same = json.loads(note.read_text()) == _note(plan)
-    except (OSError, ValueError):
-        same = False
-    if not same:
+    if not _is_of(plan, parts):
         if note.exists():
             say(f"{parts} holds parts of other input or other options: starting anew")
         with disk.writing(parts):
@@ -170,6 +183,13 @@ def _prepare(plan: Plan, parts: Path, say: Callable[[str], None]) -> None:
     for path in (parts / "done").rglob("*"):
         if path.is_file() and path.name != "images.npy":
             path.unlink()
+
+
+def _is_of(plan: Plan, parts: Path) -> bool:
+    try:
+        return json.loads((parts / "plan.json").read_text()) == _note(plan)
+    except (OSError, ValueError):
+        return False
 
 
 def _note(plan: Plan) -> dict[str, str]:

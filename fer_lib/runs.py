@@ -127,17 +127,20 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """A row a step, as far as it is on disk."""
-        if (self.path / "history.parquet").exists():
-            return pd.read_parquet(self.path / "history.parquet")
-        return self._from_log(history_table)
+        found = self._steps("history.parquet", history_table)
+        return found if len(found) else pd.DataFrame(columns=["step", "epoch", "loss", "lr"])
 
-    def _from_log(self, table) -> pd.DataFrame:
+    def _steps(self, name: str, table) -> pd.DataFrame:
+        """From the finished record, or from the log, which goes when the record is finished: then it is there."""
+        path = self.path / name
         try:
-            reader = LogReader(self.path)
+            reader = None if path.exists() else LogReader(self.path)
+            parts = [table(rows, reader.sites) for rows in reader.chunks()] if reader else []
         except FileNotFoundError:
-            return pd.DataFrame()
-        parts = [table(rows, reader.sites) for rows in reader.chunks()]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+            parts = []
+        if parts:
+            return pd.concat(parts, ignore_index=True)
+        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
 
     @property
     def epochs(self) -> pd.DataFrame:
@@ -150,8 +153,7 @@ class Run:
     @property
     def flips(self) -> pd.DataFrame:
         """A row a change of sign."""
-        path = self.path / "flips.parquet"
-        found = pd.read_parquet(path) if path.exists() else self._from_log(flip_table)
+        found = self._steps("flips.parquet", flip_table)
         return found if len(found) else pd.DataFrame(columns=FLIP_COLUMNS)
 
     @property

@@ -18,7 +18,7 @@ from conftest import mounted
 import data_prep
 from data_prep.check import check
 from data_prep.packed import CLASSES, DataError, Plan, partial_directory
-from data_prep.writer import write
+from data_prep.writer import _locked, _note, write
 
 REPOSITORY = Path(data_prep.__file__).parents[1]
 CHAIN = 3  # kills of one directory, each in a run that picks up where the last was killed
@@ -88,6 +88,28 @@ def test_killed_at_random_moments_it_ends_the_same(source, whole, tmp_path, chai
     assert start(source, out).wait() == 0
     assert tree(out) == whole and not partial_directory(out).exists()
     print(f"killed at {'; '.join(seen)}")
+
+
+def test_what_a_kill_after_the_end_left_goes_with_the_next_start_but_for_others_work(tmp_path):
+    plan, out = make_plan(), tmp_path / "out"
+    parts = partial_directory(out)
+    write(plan, out)
+    assert not parts.exists()
+    for left in ({"plan.json": _note(plan)}, {}):       # killed before the removal, and at its end
+        (parts / "done").mkdir(parents=True) if left else parts.mkdir()
+        (parts / "lock").touch()
+        for name, content in left.items():
+            (parts / name).write_text(json.dumps(content))
+        write(plan, out)
+        assert not parts.exists()
+    parts.mkdir()
+    (parts / "plan.json").write_text(json.dumps({"plan_sha256": "another's"}))
+    write(plan, out)
+    assert (parts / "plan.json").exists()
+    (parts / "plan.json").write_text(json.dumps(_note(plan)))
+    with _locked(parts):                                # another process packs it anew with overwrite
+        write(plan, out)
+        assert (parts / "plan.json").exists()
 
 
 def progress(out: Path) -> int:

@@ -432,6 +432,11 @@ def test_nothing_is_written_before_the_first_block(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_has_just_begun_has_a_history_without_rows(data, tmp_path):
+    run = Run(make_experiment(), data, tmp_path)
+    assert run.history["step"].tolist() == [] and run.flips["step"].tolist() == []
+
+
 # --- many records ---
 
 
