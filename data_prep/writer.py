@@ -96,9 +96,10 @@ def _remove_left(plan: Plan, parts: Path) -> None:
 
 def _remove(parts: Path) -> None:
     """plan.json last: a removal that is killed leaves a directory that is known to be ours."""
-    for path in parts.iterdir():
-        if path.name not in ("plan.json", "lock"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(OSError):                             # the set is in place: what can't be removed is no failure
+        for path in parts.iterdir():
+            if path.name not in ("plan.json", "lock"):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     shutil.rmtree(parts, ignore_errors=True)
 
 
