@@ -565,6 +565,8 @@ def test_what_can_not_be_joined_is_named(data, tmp_path, capsys):
     assert "is a run's own folder" in capsys.readouterr().err
     assert records.main(["join", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) == 2
     assert "in 'a'" in (said := capsys.readouterr().err) and "in 'b'" in said
+    assert records.main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"records of several studies (other, s) in '{tmp_path}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("at", range(1, 9))
