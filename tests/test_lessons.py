@@ -61,16 +61,16 @@ QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
          "07_dynamic": ({"epochs": 1, "panel_steps": 300, "live": "off"}, [
              "within 50 steps, a network in double precision: [26]", "adamw: 0 flips in 50 steps",
              "flips without momentum (β₁ = 0): 0", "the number alone: 272 flips, the first at 6,275",
-             "DOES NOT HOLD: AutoReLU can be applied only with 0 < w0 < 1"]),
+             "“AutoReLU can be applied only with 0 < w0 < 1”. Verdict: DOES NOT HOLD"]),
          "08_placement": ({"epochs": 1, "images": 16, "live": "off"}, [
              "the same bits at 20 of 20 blue sites", "all act1 sites have one sign at each step: True",
-             "the mean moves by 0.000 standard", "dynamic - periodic", "One BN+ReLU unit a block is best"]),
+             "the mean moves by 0.000 standard", "act1 - all", "the paper says: “One BN+ReLU unit a block is best"]),
          # a folder in which no study has records
          "07_dynamic, no records": ({"epochs": 1, "panel_steps": 300, "live": "off", "records": "notebooks/studies"}, [
              "No records of table1 here", "No records of dynamics here",
-             "C12 NOT JUDGED"]),
+             "No verdict: NOT JUDGED"]),
          "08_placement, no records": ({"epochs": 1, "images": 16, "live": "off", "records": "notebooks/studies"}, [
-             "No records of placement here", "C10 NOT JUDGED", "no pair has two seeds here"])}
+             "No records of placement here", "No verdict: NOT JUDGED", "no pair has two seeds here"])}
 
 
 @pytest.mark.parametrize("name", QUICK)
