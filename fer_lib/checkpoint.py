@@ -1,8 +1,11 @@
 """Tensors on disk without pickle: a learner's whole state, or a model's weights, as safetensors."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -10,6 +13,45 @@ from torch import Tensor
 from fer_lib.files import RecordError, write_atomically
 
 STATE_FORMAT = 1        # raised when a checkpoint of an earlier version can't be taken up any more
+
+
+class Background:
+    """Writes checkpoints in a thread while training goes on, one after the other."""
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether all is written: where each copy waits for this, one at a time is in memory."""
+        return self._last is None or self._last.done()
+
+    def submit(self, work: Callable, *args: object) -> Future:
+        self._last = self._pool.submit(work, *args)
+        return self._last
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def copied(state: dict) -> dict:
+    """The state as it is now, in the CPU's memory: what comes after doesn't change it."""
+    copy = _copied(state)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()                        # copies from a GPU go on beside each other
+    return copy
+
+
+def _copied(value: object) -> object:
+    if isinstance(value, Tensor) and value.device.type == "cuda":
+        value = value.detach().contiguous()
+        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    if isinstance(value, Tensor):
+        return value.detach().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return type(value)(_copied(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def write_state(path: Path, state: dict) -> None:

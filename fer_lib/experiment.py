@@ -27,6 +27,9 @@ SEMANTICS = 2
 class ParameterError(ValueError):
     """A setting that can't be used; its one sentence names the setting, the value and what is allowed."""
 
+    def __init__(self, sentence: str):                  # on one line whatever the value, as a terminal can show it
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence))
+
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the sentence alone, not the calls that led to it."""
         return [f"{type(self).__name__}: {self}"]

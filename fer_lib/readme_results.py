@@ -163,6 +163,13 @@ def _beside(workspace: Workspace) -> str:
     if len(below) and len(above):
         said.append(f"C4 is judged at {stopped['epochs'].max()} epochs and p = .5: stopped at {below.max()} epochs or "
                     f"earlier, dropout would lie below the baseline; from {above.min()} on it lies above.")
+    sweep = read_records(results / "t_sweep").runs if (results / "t_sweep").exists() else pd.DataFrame()
+    if len(sweep) and len(often := sweep[sweep["name"] == "T_1_step"]):
+        same = table1.runs[(table1.runs["name"] == "baseline") & table1.runs["seed"].isin(often["seed"])]
+        f1, loss = (f"{often[m].mean():.{d}f} (baseline {same[m].mean():.{d}f})" for m, d in ((MEASURE, 3),
+                                                                                          ("min_train_loss", 2)))
+        said.append(f"C9 asks for a lower F1 only: with a flip at each step the network is trained all the same, with "
+                    f"an F1 of {f1} and a lowest training loss of {loss}.")
     flips = dynamics.runs.groupby("name")["flips_steps"].agg(["min", "max"])
     arms = {"w0_2": "2", "w0_negative": "−0.1"}
     turned = [f"with w0 = {w0} signs turned at {flips['min'][arm]} to {flips['max'][arm]} steps a run"

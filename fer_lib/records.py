@@ -141,10 +141,13 @@ def join(folders: Sequence[Path], out: Path, every: int = 64, most_flips: int = 
     """
     if (out / "experiment.json").exists():
         raise RecordError(f"'{out.name}' is a run's own folder, whose tables would be lost: export into another one")
-    parts = [_small(read_records(folder), folder, every, most_flips) for folder in folders]
+    found = [_whole(read_records(folder), folder) for folder in folders]
+    if len(studies := sorted({study for records in found for study in records.runs["study"]})) > 1:
+        places = ", ".join(f"'{folder}'" for folder in folders)
+        raise RecordError(f"records of several studies ({', '.join(studies)}) in {places}: export each into a folder "
+                          "of its own")
+    parts = [_small(records, every, most_flips) for records in found]
     runs = pd.concat([part["runs"] for part in parts], ignore_index=True)
-    if len(studies := sorted(set(runs["study"]))) > 1:
-        raise RecordError(f"records of several studies ({', '.join(studies)}): export each into a folder of its own")
     origin = np.repeat(np.arange(len(parts)), [len(part["runs"]) for part in parts])
     again = _repeated(runs, [folders[k] for k in origin])
     order = sorted(np.flatnonzero(~again), key=lambda n: (rank(runs["method"][n]), runs["name"][n], runs["seed"][n]))
@@ -161,18 +164,24 @@ def join(folders: Sequence[Path], out: Path, every: int = 64, most_flips: int = 
     return read_records(out)
 
 
-def _small(records: Records, folder: Path, every: int, most_flips: int) -> dict[str, pd.DataFrame]:
+def _whole(records: Records, folder: Path) -> Records:
+    """The records, where there are some and all runs are finished."""
     if records.unfinished:
         raise RecordError(f"{len(records.unfinished)} runs in '{folder.name}' are not finished "
                           f"({records.unfinished[0]}): finish the study before exporting it")
     if records.runs.empty:
         raise RecordError(f"no runs in '{folder.name}' to export: those in it were steered by hand")
+    return records
+
+
+def _small(records: Records, every: int, most_flips: int) -> dict[str, pd.DataFrame]:
     history, flips, epochs, robustness = records.history, records.flips, records.epochs, records.robustness
     if len(history):
         keep = [c for c in history if not c.startswith(("w_sd/", "w_channel/", "w_min/", "w_max/"))]
         history = _single(history.loc[history["step"] % every == 0, keep])
     if len(epochs):
         ends = records.runs.set_index(["name", "seed"])[["chosen_epoch", "last_epoch"]]
+        ends = ends[~ends.index.duplicated()]           # copies of one run
         own = ends.loc[list(zip(epochs["name"], epochs["seed"]))].to_numpy()
         other = (epochs["epoch"].to_numpy()[:, None] != own).all(1)
         epochs = _single(epochs, ("loss", "train_loss", "accuracy"))

@@ -24,6 +24,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +36,7 @@ import pyarrow.parquet as pq
 import torch
 
 from fer_lib import engine
-from fer_lib.checkpoint import read_state, write_state, write_weights
+from fer_lib.checkpoint import Background, copied, read_state, write_state, write_weights
 from fer_lib.data import PackedDataset, open_packed, used_counts
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
@@ -204,8 +205,9 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
     if world.rank:
         yield from _take_part(going[0], device, world)
         return
+    writer = Background()
     with _together(world):
-        recorders = _recorders(going, device, world)
+        recorders = _recorders(going, device, world, writer)
     going = [r.run for r in recorders]
     blocks = engine.train([(run.experiment, run.data) for run in going], device, [r.state for r in recorders],
                           [run.steering for run in going], world=world)
@@ -227,14 +229,15 @@ def record(runs: Sequence[Run], device: torch.device | None = None, world: World
         blocks.close()
         for r in recorders:
             r.close()
+        writer.close()
 
 
-def _recorders(runs: Sequence[Run], device: torch.device, world: World) -> list["Recorder"]:
+def _recorders(runs: Sequence[Run], device: torch.device, world: World, writer: Background) -> list["Recorder"]:
     """Of each run that is ours now, but for those that another process has finished in the meantime."""
     recorders: list[Recorder] = []
     try:
         for run in runs:
-            recorders.append(Recorder(run, device, world, len(runs)))
+            recorders.append(Recorder(run, device, writer, world, len(runs)))
         if world.size > 1 and runs[0].finished:
             raise RecordError(f"'{runs[0].path.name}' was finished by another process in this moment")
     except BaseException:
@@ -279,8 +282,9 @@ def _take_in(recorders: Sequence["Recorder"], blocks: Sequence[Block]) -> None:
 class Recorder:
     """Writes one run's record, block by block."""
 
-    def __init__(self, run: Run, device: torch.device, world: World = ALONE, together: int = 1):
-        self.run, self.e, self.together = run, run.experiment, together
+    def __init__(self, run: Run, device: torch.device, writer: Background, world: World = ALONE, together: int = 1):
+        self.run, self.e, self.together, self.writer = run, run.experiment, together, writer
+        self.pending: Future | None = None              # of a checkpoint that is being written
         self.state: dict | None = None
         self.block: Block | None = None
         self.log: StepLog | None = None
@@ -328,6 +332,8 @@ class Recorder:
     def add(self, block: Block) -> None:
         """Take a block in; checkpoint where it is time or asked for, finish where it is the last."""
         self.lock.verify()
+        if self.pending and self.pending.done():
+            self.settle()
         self.block = block
         if self.log is None:
             self.log = StepLog(self.path, block.sites, bool(block.w), self.saved_step, self.events)
@@ -344,10 +350,13 @@ class Recorder:
             raise Diverged(f"{what}: the run has diverged{kept}; try a smaller lr than {self.e.lr:g}")
         if block.last:
             self.finish()
-        elif "checkpoint" in kinds or time.monotonic() - self.saved_at >= self.interval:
+        elif "checkpoint" in kinds:
             self.checkpoint()
+        elif time.monotonic() - self.saved_at >= self.interval and self.writer.idle:
+            self.checkpoint(whole=not self.e.checkpoint_seconds)
 
     def _become_steered(self) -> None:
+        self.settle()
         with self.lock.moving():
             self.run.move_aside()
             self.lock.run = self.path
@@ -355,17 +364,35 @@ class Recorder:
         self.steered = True
         self._write_result({"status": "running"})
 
-    def checkpoint(self) -> None:
-        """Everything needed to go on, written so that a crash at any moment leaves a consistent state."""
+    def checkpoint(self, whole: bool = True) -> None:
+        """Everything needed to go on, written so that a crash at any moment leaves a consistent state.
+
+        Not `whole`, training goes on as soon as the state is copied, and what goes wrong then is raised with a later
+        block.
+        """
+        self.settle()
         started = time.monotonic()
         self.lock.verify(now=True)
-        self.log.sync()
-        write_state(self.path / "checkpoint.safetensors", {"learner": self.block.state(), "seconds": self.seconds,
-                                                           "images": self.images, "events": self.events})
-        self.saved_at, self.saved_step = time.monotonic(), self.block.last_step
-        if self.e.checkpoint_seconds:                   # all runs of the group wait while each is saved
+        state = {"learner": self.block.state(), "seconds": self.seconds, "images": self.images, "events": self.events}
+        if whole:
+            self._write_state(state)
+        else:
+            self.pending = self.writer.submit(self._write_state, copied(state))
+        self.saved_at = time.monotonic()
+        if self.e.checkpoint_seconds:                   # all runs of the group wait while each is copied
             cost = (self.saved_at - started) * self.together
             self.interval = max(self.e.checkpoint_seconds, cost / CHECKPOINT_SHARE)
+
+    def _write_state(self, state: dict) -> None:
+        self.log.sync()
+        write_state(self.path / "checkpoint.safetensors", state)
+        self.saved_step = state["learner"]["step"]
+
+    def settle(self) -> None:
+        """Wait until nothing is being written. Raises what went wrong."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
 
     def stop(self, status: str, reason: str) -> None:
         """Keep what there is: a failed run's record ends at the failure, its checkpoint stays the last good one.
@@ -374,6 +401,7 @@ class Recorder:
         """
         if self.run.finished or self.lock.lost:
             return
+        self.settle()
         if status == "interrupted" and self.block is not None and self.block.network.whole \
                 and self.block.last_step > self.saved_step:
             self.checkpoint()
@@ -381,12 +409,15 @@ class Recorder:
         self._write_result({"status": status, "reason": reason, "step": step, "steps": self.run.steps})
 
     def close(self) -> None:
+        if self.pending:
+            wait([self.pending])                        # what went wrong was raised by now, or something else was
         if self.log is not None:
             self.log.close()
         self.lock.release()
 
     def finish(self) -> None:
         """The final files, then result.json, then the leftovers go."""
+        self.settle()
         self.lock.verify(now=True)
         epochs, flips = self.run.epochs, self.run.flips
         _write_history(self.path / "history.parquet", LogReader(self.path))

@@ -17,10 +17,10 @@ from pandas.io.formats.style import Styler
 
 from fer_lib.claims import ClaimVerdict, ContrastVerdict
 from fer_lib.event_metrics import METRICS
-from fer_lib.palette import BLACK, BLUE, GREEN, GREY, RED, Look
+from fer_lib.palette import BLACK, BLUE, GREEN, GREY, RED, WINE, Look
 from fer_lib.statistics import DESCRIPTIVE, FAILS, HOLDS, NOT_JUDGED, UNDECIDED, Interval
 
-VERDICTS = {HOLDS: Look(GREEN, "-", "D"), FAILS: Look(RED, "-", "X"), UNDECIDED: Look(BLACK, "-", "s"),
+VERDICTS = {HOLDS: Look(GREEN, "-", "D"), FAILS: Look(WINE, "-", "v"), UNDECIDED: Look(BLACK, "-", "s"),
             DESCRIPTIVE: Look(BLUE, "--", "o"), NOT_JUDGED: Look(GREY, ":", "o")}
 RULES = """A difference is taken seed by seed: a pair shares initial weights, the order of images and the split.
 holds         p < .05 in the claimed direction (sign-flip permutation test, Holm-adjusted within the claim's family);

@@ -5,6 +5,7 @@ after a random time, or at a random one of its calls that change the disk (befor
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -16,13 +17,13 @@ from pathlib import Path
 import torch
 from conftest import SMALL
 
-from fer_lib import checkpoint, engine, files, models
+from fer_lib import checkpoint, engine, files, models, runs
 from fer_lib.data import open_packed
 from fer_lib.experiment import Experiment
 from fer_lib.runs import Run, record
 
 SETTINGS = {**SMALL, "method": "dropout+dynamic", "w0": .001, "augment": "flip", "schedule": "plateau",
-            "schedule_epochs": 1, "checkpoint_seconds": 0., "epochs": 3}
+            "schedule_epochs": 1, "epochs": 3}
 
 
 def killed_at(call: int) -> None:
@@ -52,15 +53,17 @@ def killed_at(call: int) -> None:
     files.os.unlink = before(os.unlink)
 
 
-def attempt(packed: Path, folder: Path, seconds: float, call: int) -> int:
-    """The exit status of one process."""
+def attempt(packed: Path, folder: Path, seconds: float, call: int, beside: bool = False) -> int:
+    """The exit status of one process. beside: checkpoints are written while training goes on."""
     child = os.fork()
     if child == 0:
         if call:
             killed_at(call)
         elif seconds:
             threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        for _ in record([Run(Experiment(**SETTINGS), open_packed(packed), folder)]):
+        runs.CHECKPOINT_SHARE = math.inf
+        e = Experiment(**SETTINGS, checkpoint_seconds=1e-9 * beside)
+        for _ in record([Run(e, open_packed(packed), folder)]):
             pass
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -90,7 +93,7 @@ def main() -> None:
         k += 1
         target = folder / f"killed{done}"
         calls = rng.choice((4, 12, 40))
-        code = attempt(packed, target, whole * rng.random(), rng.randint(1, calls) if k % 2 else 0)
+        code = attempt(packed, target, whole * rng.random(), rng.randint(1, calls) if k % 2 else 0, k % 4 > 1)
         assert code in (0, -signal.SIGKILL), code
         if code:
             met.append(state(packed, target))

@@ -154,7 +154,7 @@ def check(command: Command, argv: list[str], mistyped: str, before: str = "") ->
     option = argv[-1 - argv[::-1].index(mistyped) - 1] if mistyped in argv[1:] else ""
     key, _, value = mistyped.partition("=")
     named = (mistyped, mistyped.strip(), repr(mistyped)[1:60], Path(mistyped).name, option, key, value,
-             *mistyped.split(","))
+             *mistyped.split(","), *(["''"] if mistyped.strip(",") == "" else []))
     number = str(int(mistyped)) if mistyped.isdigit() and len(mistyped) < 400 else ""
     assert any(text and text in said for text in (*named, number)) or not mistyped.strip("=- "), (argv, err)
 

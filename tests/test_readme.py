@@ -82,6 +82,25 @@ def test_speed_is_that_of_the_record():
     assert len(shown) >= 15 and set(shown) <= known
 
 
+def test_speed_on_the_newer_gpu_is_that_of_its_record():
+    record = json.loads((ROOT / "notebooks" / "results" / "speed_h200.json").read_text())
+    text = " ".join(README.split("The same on an H200", 1)[1].split("\n\n")[0].split())
+    rows = {(row["section"], row["figure"]): row for row in record["rows"]}
+    bf16, autorelu = "48 px, batch 64, bf16", "AutoReLU, 48 px, batch 64, default precision, "
+    many, one, two = rows[bf16, "compiled, 24 runs at once"], *(record["table1"][k] for k in ("one_gpu", "two_gpus"))
+    for said in (f"({record['environment']['date']}, ", f"bf16 {rows[bf16, 'compiled step, one run']['ratio']:.1f} x",
+                 f"24 runs {many['ratio']:.1f} x ({many['images_per_second']:,.0f} images/s;",
+                 f"exact {rows[autorelu + 'recorded', 'exact']['ratio']:.3f} x, literal "
+                 f"{rows[autorelu + 'recorded', 'literal']['ratio']:.3f} x, compiled "
+                 f"{rows[autorelu + 'compiled', 'literal']['ratio']:.3f} x",
+                 f"took {one['seconds_to_last_result']} s from the command to the last result (target ≤ "
+                 f"{one['target_seconds']}, missed; {one['seconds_in_checkpoints']} s",
+                 f"and {one['seconds_to_end'] - one['seconds_to_last_result']} s more",
+                 "took {} to {} s in place of {}".format(*two["seconds_an_epoch"], one["seconds_an_epoch"]),
+                 "{:.2f} to {:.2f} x".format(*(one["seconds_an_epoch"] / s for s in two["seconds_an_epoch"][::-1]))):
+        assert said in text, said
+
+
 def test_settings_that_the_choices_table_names_exist():
     rows = rows_after("## Where the paper leaves a choice")
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row[-1])}

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 
 import fer_lib
 from fer_lib import checkpoint, engine, files, records, runs
-from fer_lib.checkpoint import read_state, write_state
+from fer_lib.checkpoint import copied, read_state, write_state
 from fer_lib.claims import judge, verdict_table
 from fer_lib.claims_file import read_claims
 from fer_lib.data import PackedDataset, open_packed
@@ -565,6 +566,8 @@ def test_what_can_not_be_joined_is_named(data, tmp_path, capsys):
     assert "is a run's own folder" in capsys.readouterr().err
     assert records.main(["join", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) == 2
     assert "in 'a'" in (said := capsys.readouterr().err) and "in 'b'" in said
+    assert records.main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"records of several studies (other, s) in '{tmp_path}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("at", range(1, 9))
@@ -660,18 +663,73 @@ def test_states_come_back_as_they_were(tmp_path):
 
 
 def test_checkpoints_that_take_long_get_rarer(data, tmp_path, monkeypatch):
-    """A group's checkpoints of 3 s each take two runs 6 s: the next comes after 600 s and not after 60."""
+    """The copies that a group waits for take two runs 6 s: the next comes after 600 s and not after 60."""
     clock = [0.]
     monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
     written = []
 
-    def slow(path, state):
+    def slow(state):
         clock[0] += 3.
         written.append(clock[0])
+        return copied(state)
 
-    monkeypatch.setattr(runs, "write_state", slow)
+    monkeypatch.setattr(runs, "copied", slow)
     monkeypatch.setattr(engine, "BLOCK_STEPS", 1)
     for _ in record([Run(make_experiment(seed=k, epochs=10), data, tmp_path) for k in range(2)]):
         clock[0] += 20.                                 # after each block: 80 of each run
     gaps = np.diff(written[::2])
     assert len(gaps) >= 2 and min(gaps) >= 600
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
+    """And what is written is the state of the block that it was made after, one run's after the other's."""
+    monkeypatch.setattr(engine, "BLOCK_STEPS", 1)
+    monkeypatch.setattr(runs, "CHECKPOINT_SHARE", 1e9)
+    whole = trained(tmp_path / "whole", data, **EVENTFUL)
+    own = [Run(make_experiment(**EVENTFUL, seed=k, checkpoint_seconds=1e-9), data, tmp_path) for k in range(2)]
+    release, begun, true_write = threading.Event(), [], runs.write_state
+
+    def slow(path, state):
+        begun.append(path.parent.name)
+        assert release.wait(30)
+        true_write(path, state)
+
+    monkeypatch.setattr(runs, "write_state", slow)
+    blocks = record(own)
+    for block in blocks:
+        if block.run == 0 and block.last_step == 1:
+            then = {k: v.clone() for k, v in block.state()["model"].items()}
+        if block.run == 1 and block.last_step == 9:
+            break
+    assert begun == [own[0].path.name], "one copy at a time is in memory"
+    assert not list(tmp_path.glob("s/*/checkpoint.safetensors"))
+    release.set()
+    until = time.monotonic() + 30
+    while not (own[0].path / "checkpoint.safetensors").exists() and time.monotonic() < until:
+        time.sleep(.01)
+    saved = read_state(own[0].path / "checkpoint.safetensors")["learner"]
+    assert saved["step"] == 1 and all(torch.equal(saved["model"][k], then[k]) for k in then)
+    blocks.close()
+    assert {run.status for run in own} == {"interrupted"}
+    assert read_state(own[0].path / "checkpoint.safetensors")["learner"]["step"] == 9
+    for _ in record(own):
+        pass
+    assert_same_record(whole, own[0])
+
+
+def test_a_checkpoint_that_could_not_be_written_is_said_with_a_later_block(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "BLOCK_STEPS", 1)
+    run = Run(make_experiment(**EVENTFUL, checkpoint_seconds=1e-9), data, tmp_path)
+    monkeypatch.setattr(runs, "CHECKPOINT_SHARE", 1e9)
+    with monkeypatch.context() as full, pytest.raises(RecordError, match="the disk is full; what was recorded") as said:
+        for block in record([run]):
+            if block.last_step == 4:
+                full.setattr(checkpoint, "save_file", full_disk)
+            if block.last_step > 4:
+                time.sleep(.05)
+    assert "checkpoint.safetensors" in str(said.value) and str(said.value).isprintable()
+    kept = read_state(run.path / "checkpoint.safetensors")["learner"]["step"]
+    assert 1 <= kept <= 4 and not list(run.path.rglob(".*.tmp"))
+    for _ in record([run]):
+        pass
+    assert_same_record(trained(tmp_path / "whole", data, **EVENTFUL), run)

@@ -62,7 +62,7 @@ def test_no_parameter_names_a_place_outside_the_runs_folder(study, name):
     try:
         e = make_experiment(study=study, name=name)
     except ParameterError as error:
-        assert "\n" not in str(error).replace(study, "").replace(name, "")
+        assert str(error).isprintable(), "one line"
         return
     folder = Path("/somewhere/runs")
     path = Path(os.path.normpath(Run(e, DATA, folder).path))
