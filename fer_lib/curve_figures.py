@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fer_lib.curves import by_epoch, data_words, largest_of, seed_words, shared_schedule, sign_changes
+from fer_lib.figures import MOST_SEEDS
 from fer_lib.palette import BLACK, GREY, RED, Look, arm_look, sign_look
 from fer_lib.records import Records
 from fer_lib.statistics import t_interval
 
 LABELS = {"train_loss": "training loss", "macro_f1": "validation macro-F1"}
-MOST_SEEDS = 5                  # that are drawn one by one: of more, none can be followed
 MOST_MARKS = 40                 # toggles or flips that are marked; more would hide the curves
 
 

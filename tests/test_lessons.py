@@ -52,7 +52,8 @@ QUICK = {"02_activations": ({"steps": 4, "short": 20, "live": "off"},
                             ["w = 0.1: 20 of 20 losses are ReLU's to the last bit", "and 0 both times"]),
          "03_flip_is_not_noise": ({"steps": 4, "fork_steps": 6, "twin_steps": 8, "flip_interval": 3, "seed": 4}, [
              "8 steps, 2 toggles; largest difference: 0.0\n", "exact negatives: 0; others: 0\n",
-             "BN negated, Adam's moment too: differs from the flip by at most 0 in the first 10 steps, 0 in all, on average +0\n",
+             "BN negated, Adam's moment too: differs from the flip by at most 0 in the first 10 steps, 0 in all, "
+             "on average +0\n",
              "random: Gaussian noise, dropout\n"]),
          "05_periodic": ({"epochs": 2, "flip_interval": 12}, [
              "toggles act from steps [12, 24, 36, 48] | as recorded: True", "losses before step 12: 0.0"]),
