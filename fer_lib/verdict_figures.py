@@ -7,6 +7,7 @@ Everything is computed from `claims.judge`; nothing here decides.
 from collections.abc import Sequence
 from html import escape
 from textwrap import fill
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,8 @@ def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
         asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
         shown = deciding(v) or next((c for c in asked if c.judgement.n), None)
         data = sorted({d for c in asked if c.judgement.n for d in c.sample.data})
-        row = {"claim": v.claim.name, "the paper says": v.claim.text, "verdict": v.verdict, "data": ", ".join(data)}
+        row = {"claim": v.claim.name, "the paper says": v.claim.text if _papers(v) else f"(a control) {v.claim.text}",
+               "verdict": v.verdict, "data": ", ".join(data)}
         if shown is not None:
             j, paper = shown.judgement, shown.paper_difference
             p = j.p_adjusted if shown.contrast.direction in ("greater", "less") else j.equivalent_p_adjusted
@@ -155,10 +157,13 @@ def _lacking(reason: str) -> str:
 def page(table: pd.DataFrame, summary: str = "") -> HTML:
     """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it."""
     table = table.reset_index() if table.index.name else table          # its head in one line with the others
-    styler = Styler(table, uuid="t", cell_ids=False, escape="html")     # a fixed name: the same page each time
+    table = table.replace(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", regex=True)        # an interval stays in one line
+    table = table.rename(columns=lambda name: name.replace("95 %", "95\u00a0%").replace("− ", "−\u00a0"))
+    name = f"{crc32('|'.join(table).encode()):08x}"     # the same each time; other tables of the page have other styles
+    styler = Styler(table, uuid=name, cell_ids=False, escape="html")
     body = styler.hide(axis="index").format_index(escape="html", axis=1).set_table_styles([
         {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal; font-size: 85%"},
-        {"selector": "th", "props": "white-space: nowrap"},
+        {"selector": "th", "props": "vertical-align: bottom; overflow-wrap: normal; word-break: keep-all"},
         {"selector": "td:nth-child(2)", "props": "min-width: 13em"},
         *({"selector": f"td:nth-child({k})", "props": "overflow-wrap: anywhere; min-width: 7em"}
           for k, name in enumerate(table, 1) if name in LONG_WORDS)]).to_html()
@@ -234,9 +239,14 @@ def _interval(ax: Axes, row: int, c: ContrastVerdict) -> None:
 
 def head(v: ClaimVerdict) -> str:
     """Whose claim it is, in quotes, and our verdict, or that there is none."""
-    said = f"the paper says: “{v.claim.text}”" if v.claim.name.startswith("C") else f"a control: {v.claim.text}"
+    said = f"the paper says: “{v.claim.text}”" if _papers(v) else f"a control: {v.claim.text}"
     none = v.verdict in (DESCRIPTIVE, NOT_JUDGED)
     return f"{v.claim.name}, {said}. {'No verdict' if none else 'Verdict'}: {v.verdict.upper()}."
+
+
+def _papers(v: ClaimVerdict) -> bool:
+    """Whether the claim is the paper's, and no control (K) of ours."""
+    return v.claim.name.startswith("C")
 
 
 def sentence(v: ClaimVerdict) -> str:

@@ -1,6 +1,7 @@
 """Verdicts as notebooks show them: tables, forests and sentences hold the judgements' own numbers."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -103,6 +104,7 @@ def test_the_page_is_the_same_each_time_and_shows_text_as_text(kit):
     table.loc["C1", "the paper says"] = "<b>bold</b>"
     table = table.rename(index={"C2": "<b>bold</b>"}, columns={"paper": "<b>bold</b>"})
     folded = verdict_figures.page(table, "all <of> it").data
+    assert "95\u00a0%" in folded and not re.search(r"\[[-+.\d]+, ", folded), "intervals and heads break between words"
     assert "<b>bold" not in folded and "<summary>all &lt;of&gt; it</summary>" in folded
 
 
