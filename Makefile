@@ -81,8 +81,10 @@ clean:
 
 # For maintainers: run the notebooks and store their outputs, which `make test` then compares.
 notebooks: $(VENV)/.test $(QUICK)
-	FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(VENV)/bin/jupyter-execute --inplace \
-	  --NotebookClient.record_timing=False notebooks/*.ipynb
+	FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(VENV)/bin/jupyter-nbconvert --execute --inplace --to notebook \
+	  --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_notebook_metadata=False \
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
+	  --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 # For maintainers: README's results from notebooks/results, after records were added.
 readme-results: $(VENV)/.base

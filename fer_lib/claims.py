@@ -80,7 +80,8 @@ class ClaimVerdict:
 
 
 def judge(claims: Claims, folder: Path) -> list[ClaimVerdict]:
-    """Judge each claim on the records below the folder, a folder a study: run directories, or exported tables."""
+    """Judge each claim on the records below the folder, one folder for each study: run directories, or exported tables.
+    """
     studies = {study: _Study(folder / study, data) for study, data in claims.data.items()}
     asked = [(claim, contrast) for claim in claims.claims for contrast in claim.contrasts]
     samples = [_sample(contrast, studies) for _, contrast in asked]
@@ -297,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     root = find_workspace().root
     parser = argparse.ArgumentParser(prog="python -m fer_lib.claims", description="The paper's claims, judged.")
     parser.add_argument("--records", type=Path, default=root / "notebooks" / "results",
-                        help="a folder with a folder a study: notebooks/results (default), or runs")
+                        help="a folder with one folder for each study: notebooks/results (default), or runs")
     parser.add_argument("--claims", type=Path, default=root / "notebooks" / "studies" / "claims.yml")
     parser.add_argument("--size", choices=("quick", "standard", "paper"), default="standard",
                         help="which of the studies' sizes (default: standard)")

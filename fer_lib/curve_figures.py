@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fer_lib.curves import by_epoch, data_words, largest_of, shared_schedule, sign_changes
+from fer_lib.curves import by_epoch, data_words, largest_of, seed_words, shared_schedule, sign_changes
+from fer_lib.figures import MOST_SEEDS
 from fer_lib.palette import BLACK, GREY, RED, Look, arm_look, sign_look
 from fer_lib.records import Records
 from fer_lib.statistics import t_interval
@@ -20,9 +21,9 @@ MOST_MARKS = 40                 # toggles or flips that are marked; more would h
 
 
 def over_epochs(records: Records, arms: Sequence[str], panels: Mapping[str, str]) -> Figure:
-    """Arms over the epochs, a panel a column of the epochs table (panels: its title by column): a thin line a seed, a
-    thick one their mean. Shaded: epochs in which the features of an arm are flipped in all its seeds. Flips at steps
-    that differ by seed are ticks at the bottom.
+    """Arms over the epochs, a panel a column of the epochs table (panels: its title by column): a thin line for each of
+    the first MOST_SEEDS seeds, a thick one for the mean of all. Shaded: epochs in which the features of an arm are
+    flipped in all its seeds. Flips at steps that differ by seed are ticks at the bottom.
 
     Raises ValueError where an arm has no records.
     """
@@ -32,16 +33,21 @@ def over_epochs(records: Records, arms: Sequence[str], panels: Mapping[str, str]
     for ax, (column, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for arm in arms:
             curves, look = by_epoch(records, arm, column), arm_look(arm)
-            ax.plot(curves.index, curves, color=look.color, ls=look.line, lw=.6, alpha=.35)
+            ax.plot(curves.index, curves.iloc[:, :MOST_SEEDS], color=look.color, ls=look.line, lw=.6, alpha=.35)
             ax.plot(curves.index, curves.mean(axis=1), color=look.color, ls=look.line, lw=2.2,
-                    label=f"{arm} (n = {curves.shape[1]})")
+                    label=f"{arm} (n = {curves.shape[1]}{_thin(curves)})")
             mark_flips(ax, records, arm, int(curves.index.max()))
         ax.set(xlabel="epoch", ylabel=LABELS.get(column, column))
         ax.set_title(title, fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     _legend(figure)
-    figure.suptitle(data_words(records), fontsize=8)
+    apart = seed_words(records.runs[records.runs["name"].isin(arms)])
+    figure.suptitle(data_words(records) + (f"\nseeds: {apart}" if apart else ""), fontsize=8)
     return figure
+
+
+def _thin(curves: pd.DataFrame) -> str:
+    return f"; thin: the first {MOST_SEEDS}" if curves.shape[1] > MOST_SEEDS else ""
 
 
 def mark_flips(ax: Axes, records: Records, arm: str, epochs: int) -> None:
@@ -172,19 +178,21 @@ def against(panels: Mapping[str, pd.DataFrame], x: str, bands: Mapping[str, Sequ
 
 
 def flip_rhythm(records: Records, arms: Sequence[str]) -> Figure:
-    """Left: when the signs turned, a row a run. Right: the steps between one flip and the next, in bins that double."""
+    """Left: when the signs turned, a row for each run. Right: the steps between one flip and the next, in bins that
+    double.
+    """
     figure = Figure(figsize=(9.4, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    row, names, gaps = 0, [], {}
+    row, names, gaps = 0, {}, {}
     for arm in arms:
         changes, look = sign_changes(records, arm), arm_look(arm)
-        gaps[arm] = steps_between(changes)
-        for seed in sorted(records.runs.loc[records.runs["name"] == arm, "seed"]):
+        gaps[arm], seeds = steps_between(changes), sorted(records.runs.loc[records.runs["name"] == arm, "seed"])
+        names[row + (len(seeds) - 1) / 2] = f"{arm}\nn = {len(seeds)}"
+        for seed in seeds:
             steps = changes.loc[changes["seed"] == seed, "step"]
             left.plot(steps, np.full(len(steps), row), "|", color=look.color, ms=9, mew=1.5)
-            names.append(f"{arm} {seed}")
             row += 1
-    left.set_yticks(range(row), names, fontsize=6)
+    left.set_yticks(list(names), names.values(), fontsize=8)
     left.set_ylim(row - .5, -.5)
     left.set_xlim(0, records.runs["steps"].max())
     left.set(xlabel="training step; each mark is a flip")

@@ -24,6 +24,20 @@ def data_words(records: Records) -> str:
     return ", ".join(runs["data"].unique()) + (f" ({DRAWN})" if runs["drawn"].any() else "")
 
 
+def seed_words(runs: pd.DataFrame) -> str:
+    """Which seeds each arm has, "a, b: 0–5, 7; c: 0–3"; empty where all have the same. runs: of the runs table."""
+    arms: dict[tuple[int, ...], list[str]] = {}
+    for name, own in runs.groupby("name", sort=False)["seed"]:
+        arms.setdefault(tuple(sorted(own)), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {_ranges(seeds)}" for seeds, names in arms.items()) if len(arms) > 1 else ""
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """"0–5, 7", of sorted numbers."""
+    parts = np.split(np.array(numbers), np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
+
+
 def by_epoch(records: Records, arm: str, column: str, split: str = "val") -> pd.DataFrame:
     """A column as trained: a row an epoch, a column a seed. Empty where the arm has no records."""
     rows = records.epochs

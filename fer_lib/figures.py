@@ -16,6 +16,7 @@ from fer_lib.palette import BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, 
 
 DRAWN = "drawn faces, not photographs"
 SIGN_ROWS = "sign: − filled\n+ blank"
+MOST_SEEDS = 5          # that are drawn one by one: of more, none can be followed
 LINTHRESH = 1e-4        # w lives near 1e-4: the symlog axis is linear within ± this
 
 
@@ -388,7 +389,8 @@ def memory(scores: pd.DataFrame, label: str, drawn: bool) -> Figure:
 
 
 def arm_curves(epochs: pd.DataFrame, names: list[str], split: str, column: str, label: str, title: str) -> Figure:
-    """A panel for each arm in `names`: a thin line a seed, a thick one for their mean, as trained.
+    """A panel for each arm in `names`: a thin line for each of the first MOST_SEEDS seeds, a thick one for the mean of
+    all, as trained.
 
     `epochs` as in `runs.Records`.
     """
@@ -397,9 +399,9 @@ def arm_curves(epochs: pd.DataFrame, names: list[str], split: str, column: str, 
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for k, (ax, name) in enumerate(zip(axes, names, strict=True)):
         own = rows[rows["name"] == name].pivot_table(index="epoch", columns="seed", values=column)
-        ax.plot(own.index, own, color=CYCLE[k % len(CYCLE)], lw=.7, alpha=.6)
+        ax.plot(own.index, own.iloc[:, :MOST_SEEDS], color=CYCLE[k % len(CYCLE)], lw=.7, alpha=.6)
         ax.plot(own.index, own.mean(axis=1), color=CYCLE[k % len(CYCLE)], lw=2)
-        ax.set_title(name, fontsize=9)
+        ax.set_title(f"{name} (n = {own.shape[1]})", fontsize=9)
         ax.set_xlabel("epoch")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(label)

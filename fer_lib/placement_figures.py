@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -16,6 +17,7 @@ TWIN, NO_TWIN, PLAIN = "#cfe5f3", "#f9d9c5", "#eeeeee"      # tints of the palet
 KINDS = {"stem": "ReLU after the first BN", "act1": "ReLU after bn1", "act2": "ReLU after the addition",
          "pre_add": "bn2's output, before the addition", "shortcut": "the shortcut's BN",
          "head": "pooled features"}
+CHANGES = ("mean", "sd", "zeros")       # statistics that move at each step, so that a level hides what a flip does
 WORDS = {"mean": "mean before the activation", "sd": "standard deviation before it",
          "zeros": "share of zeros after ReLU", "flipped": "share of signs that are −", "w": "mean w"}
 
@@ -89,18 +91,20 @@ def network_diagram(model: nn.Module) -> Diagram:
 
 
 def reach(pairs: pd.DataFrame, flips: pd.DataFrame) -> Figure:
-    """Left: how alike features are with and without a flip, a row each flipped site, a column each site that sees it.
-    Right: the loss. Tables as `flip_effects.effects` gives them.
+    """Left: how alike features are with and without a flip, a row for each flipped site, a column for each site that
+    sees it; sites that the flip doesn't reach are hatched, so that they don't look like a correlation of 0. Right: the
+    loss. Tables as `flip_effects.effects` gives them.
     """
     order = list(flips["flipped"])
     grid = pairs.pivot(index="flipped", columns="site", values="alike").reindex(index=order, columns=order)
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 1])
+    left.patch.set(fc="#cccccc", ec="white", hatch="///")
     shown = left.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     short = [name.replace("layer", "") for name in order]
     left.set_xticks(range(len(order)), short, rotation=90, fontsize=6)
     left.set_yticks(range(len(order)), short, fontsize=6)
-    left.set_xlabel("site that sees it", fontsize=8)
+    left.set_xlabel("site that sees it (hatched: the flip doesn't get there; white: correlation 0)", fontsize=8)
     left.set_ylabel("flipped site", fontsize=8)
     figure.colorbar(shown, ax=left, shrink=.6, label="correlation with the unflipped features")
     right.barh(range(len(order)), flips["loss"], color=ORANGE, height=.6)
@@ -114,8 +118,9 @@ def reach(pairs: pd.DataFrame, flips: pd.DataFrame) -> Figure:
 
 
 def over_training(table: pd.DataFrame, flips: list[int]) -> Figure:
-    """A panel each statistic: sites by training step, from each look to the next. table as `site_statistics` records
-    it; flips: steps, as lines.
+    """A panel for each statistic: sites by training step, from each look to the next. Of mean, sd and zeros the change
+    since the look before, as a multiple of the site's own median change; of signs and w the value. table as
+    `site_statistics` records it; flips: steps, as triangles.
     """
     names = [name for name in STATISTICS if table[name].notna().any()]
     figure = Figure(figsize=(9.6, 1.2 + 1.75 * len(names)), layout="constrained")
@@ -123,22 +128,31 @@ def over_training(table: pd.DataFrame, flips: list[int]) -> Figure:
     for ax, name in zip(axes, names):
         grid = table[table[name].notna()].pivot(index="site", columns="step", values=name)
         grid = grid.reindex([site for site in dict.fromkeys(table["site"]) if site in grid.index])
+        relative = name in CHANGES
+        grid = changes(grid) if relative else grid
         looks = grid.columns.to_numpy()
         edges = np.concatenate([looks, [looks[-1] + (looks[-1] - looks[-2] if len(looks) > 1 else 1)]])
-        top = np.nanmax(np.abs(grid))
-        diverging = name in ("mean", "w")
-        low, high = (-top, top) if diverging else (0, 1) if name in ("zeros", "flipped") else (0, top)
-        shown = ax.pcolormesh(edges, np.arange(len(grid) + 1), grid, cmap="RdBu" if diverging else "viridis", vmin=low,
-                              vmax=high)
-        ax.vlines(flips, 0, len(grid), color="black", lw=.8, ls=":")
+        top = 1 if name == "flipped" else None if relative else np.nanmax(np.abs(grid))
+        scale = LogNorm(1, 100, clip=True) if relative else Normalize(-top if name == "w" else 0, top)
+        shown = ax.pcolormesh(edges, np.arange(len(grid) + 1), grid, norm=scale,
+                              cmap={"w": "RdBu", "flipped": "Greys"}.get(name, "magma_r"))
+        ax.plot(np.array(flips) + .5, np.full(len(flips), 1.04), "v", color="black", ms=4, clip_on=False,
+                transform=ax.get_xaxis_transform())
         labelled = [k for k, site in enumerate(grid.index) if len(grid) <= 9 or site.endswith(("act2", "stem", "head"))]
         ax.set_yticks(np.array(labelled) + .5, [grid.index[k].replace("layer", "") for k in labelled], fontsize=6)
         ax.invert_yaxis()
-        ax.set_title(WORDS[name], fontsize=8, loc="left", pad=2)
+        ax.set_title(WORDS[name] + (": change, as a multiple of the site's median change" if relative else ""),
+                     fontsize=8, loc="left", pad=6)
         ax.tick_params(labelsize=6)
         figure.colorbar(shown, ax=ax, aspect=12)
-    axes[-1].set_xlabel("training step; dotted: a flip")
+    axes[-1].set_xlabel("training step; triangles: flips")
     return figure
+
+
+def changes(grid: pd.DataFrame) -> pd.DataFrame:
+    """|change| from each column to the next, by row in multiples of the row's median; NaN where the median is 0."""
+    moved = grid.diff(axis=1).abs().iloc[:, 1:]
+    return moved.div(moved.median(axis=1).replace(0, np.nan), axis=0)
 
 
 def clickable(model: nn.Module, pairs: pd.DataFrame, flips: pd.DataFrame, table: pd.DataFrame,

@@ -12,6 +12,7 @@ import yaml
 
 from fer_lib.claims import ClaimVerdict, judge
 from fer_lib.claims_file import ClaimError, at_size, read_claims
+from fer_lib.curves import seed_words
 from fer_lib.records import Records, read_records
 from fer_lib.workspace import Workspace
 
@@ -35,8 +36,8 @@ def find_study(workspace: Workspace, name: str) -> Records | None:
 
 def studies_in(workspace: Workspace, names: Sequence[str], records: str = "notebooks/results",
                size: str = "standard") -> dict[str, Records]:
-    """By study, its records at that size below the folder `records`, a folder a study; those without finished runs are
-    left out. Raises ClaimError for a size or a folder that there isn't.
+    """By study, its records at that size below the folder `records`, which has one folder for each study; those
+    without finished runs are left out. Raises ClaimError for a size or a folder that there isn't.
     """
     if size not in SIZES:
         raise ClaimError(f"no size '{size}' (choose from {', '.join(SIZES)})")
@@ -81,7 +82,9 @@ def lacking(workspace: Workspace, found: Mapping[str, Records], wanted: Sequence
 
 
 def what_is_here(workspace: Workspace, found: Mapping[str, Records], names: Sequence[str], size: str) -> list[str]:
-    """A line a study: its data, arms and seeds, or what to do where there are no records."""
+    """Each study's data, arms and seeds, and which seeds these are where arms differ; or what to do where there are no
+    records.
+    """
     lines = []
     for name in names:
         if name in found:
@@ -89,6 +92,8 @@ def what_is_here(workspace: Workspace, found: Mapping[str, Records], names: Sequ
             arms = ", ".join(f"{arm} {n}" for arm, n in runs.groupby("name", sort=False).size().items())
             kind = "drawn faces: they show how it works and judge nothing" if runs["drawn"].any() else "photographs"
             lines.append(f"{name}: {', '.join(runs['data'].unique())} ({kind}); seeds: {arms}")
+            if apart := seed_words(runs):
+                lines.append(f"    not the same seeds: {apart}")
         else:
             lines.append(lacking(workspace, found, [name], size))
     return lines
@@ -138,7 +143,8 @@ def _cost(workspace: Workspace, runs: int, size: str = "standard") -> str:
 
 def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "notebooks/results",
            size: str = "standard", file: str = "claims.yml") -> list[ClaimVerdict]:
-    """The verdicts of these claims (all, without names) on the records below the folder `records`, a folder a study.
+    """The verdicts of these claims (all, without names) on the records below the folder `records`, which has one folder
+    for each study.
 
     file: of notebooks/studies; choices.yml has, in the same form, what other readings of the paper would change.
 

@@ -2,7 +2,7 @@
 test of equality.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,13 @@ from fer_lib.sweeps import Arm, setting_means
 from fer_lib.w_figures import LIN, MARKS
 
 COLUMNS = 4
+MOST_SEEDS = 3         # whose paths are drawn: of more, none can be followed
 
 
 def paths(arms: Sequence[Arm]) -> Figure:
     """A panel an arm: w by training step. The coloured line is the seed with the lowest number (mean over the sites:
     blue while +, dashed vermilion while −), ticks below are its flips, the grey band holds each single w after the
-    optimiser step; thin grey lines are the other seeds.
+    optimiser step; thin grey lines are the next two seeds.
     """
     rows = -(-len(arms) // COLUMNS)
     figure = Figure(figsize=(9.6, .9 + 1.55 * rows), layout="constrained")
@@ -52,7 +53,7 @@ def paths(arms: Sequence[Arm]) -> Figure:
 def _path(ax: Axes, arm: Arm) -> None:
     history, runs = arm.records.history, arm.records.runs
     seeds = sorted(runs["seed"])
-    for seed in seeds[1:]:
+    for seed in seeds[1:MOST_SEEDS]:
         own = history[history["seed"] == seed]
         ax.plot(own["step"], own.filter(like="w_mean/").mean(axis=1), color=GREY, lw=.5, alpha=.5)
     own = history[history["seed"] == seeds[0]]
@@ -67,8 +68,9 @@ def _path(ax: Axes, arm: Arm) -> None:
     if len(steps) <= MARKS:
         ax.plot(steps, np.full(len(steps), .05), "|", color=BLACK, ms=6, mew=.8, transform=ax.get_xaxis_transform())
     counts = dict.fromkeys(f"{c:,.0f}" for c in (runs["flips_steps"].min(), runs["flips_steps"].max()))
-    ax.set_title(f"{arm.words or 'as in Table 1'} (n = {len(seeds)})\n{arm.name}: {' to '.join(counts)} flips",
-                 fontsize=7, loc="left", pad=3)
+    flips = " to ".join(counts) + (" flip" if list(counts) == ["1"] else " flips")
+    ax.set_title(f"{arm.words or 'as in Table 1'} (n = {len(seeds)})\n{arm.name}: {flips}", fontsize=7, loc="left",
+                 pad=3)
 
 
 def differences(table: pd.DataFrame, label: str, margin: float = 0., title: str = "",
@@ -115,9 +117,10 @@ def _difference(ax: Axes, row: int, values: np.ndarray, look: Look) -> None:
 
 
 def against_settings(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: str, base: Sequence[float] = (),
-                     title: str = "") -> Figure:
+                     title: str = "", shared: Container[str] = ()) -> Figure:
     """A panel a setting (its name: by method a table as `sweeps.by_setting` gives it): a dot a seed, the mean with its
-    95 % interval (`sweeps.setting_means`), at evenly spaced values. base: the baseline's scores, a grey band.
+    95 % interval (`sweeps.setting_means`), at evenly spaced values. base: the baseline's scores, a grey band;
+    across a panel, or, in those whose setting the baseline reads as well (shared), only where that is the baseline's.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -126,16 +129,16 @@ def against_settings(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: st
     for ax in axes.flat[len(panels):]:
         ax.set_axis_off()
     for ax, (name, tables) in zip(axes.flat, panels.items()):
-        every = pd.concat(tables.values())[["x", "label"]].drop_duplicates().sort_values("x")
+        every = pd.concat(tables.values())[["x", "label", "usual"]].drop_duplicates("x").sort_values("x")
         places = {x: k for k, x in enumerate(every["x"])}
         if len(base):
-            band = t_interval(base)
-            ax.axhline(band.mean, color=arm_look("baseline").color, lw=1, label=f"baseline (n = {band.n})")
-            if band.n > 1:
-                ax.axhspan(band.low, band.high, color=GREY, alpha=.15, lw=0)
+            usual = places[every.loc[every["usual"], "x"].iloc[0]]
+            _baseline(ax, base, (usual - .3, usual + .3) if name in shared else (-.5, len(places) - .5))
         for k, (method, table) in enumerate(tables.items()):
             _scores(ax, table, places, .09 * (2 * k - len(tables) + 1), arm_look(method), method)
-        ax.set_xticks(range(len(every)), every["label"], fontsize=7)
+        counts = [[len(t[t["x"] == x]) for t in tables.values() if (t["x"] == x).any()] for x in every["x"]]
+        ax.set_xticks(range(len(every)), [f"{word}\nn = {', '.join(map(str, n))}"
+                                          for word, n in zip(every["label"], counts)], fontsize=7)
         ax.set_xlim(-.5, len(every) - .5)
         ax.set_title(name, fontsize=8)
         ax.tick_params(axis="y", labelsize=7)
@@ -149,6 +152,13 @@ def against_settings(panels: Mapping[str, Mapping[str, pd.DataFrame]], label: st
     figure.legend(found.values(), found.keys(), fontsize=8, frameon=False, loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=8)
     return figure
+
+
+def _baseline(ax: Axes, scores: Sequence[float], ends: tuple[float, float]) -> None:
+    band = t_interval(scores)
+    ax.plot(ends, [band.mean] * 2, color=arm_look("baseline").color, lw=1, label=f"baseline (n = {band.n})")
+    if band.n > 1:
+        ax.fill_between(ends, band.low, band.high, color=GREY, alpha=.15, lw=0)
 
 
 def _scores(ax: Axes, table: pd.DataFrame, places: Mapping[object, int], aside: float, look: Look, name: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from fer_lib.event_metrics import METRICS, measured
+from fer_lib.event_metrics import measured
 from fer_lib.records import TABLES, Records
 from fer_lib.statistics import Interval, detectable_difference, equivalence_power, seeds_needed, t_interval
 
@@ -54,7 +54,7 @@ def arms_of(found: Mapping[str, Records], method: str) -> list[Arm]:
     """
     own = [(study, name, _only(records, name)) for study, records in found.items()
            for name in records.runs.loc[records.runs["method"] == method, "name"].unique()]
-    names = _read_by(method)
+    names = read_by(method)
     if not own:
         return []
     base = next((r.runs.iloc[0] for study, name, r in own if (study, name) == ("table1", method)), None)
@@ -69,7 +69,8 @@ def arms_of(found: Mapping[str, Records], method: str) -> list[Arm]:
                                          min(map(order.index, arm.changes), default=0)))
 
 
-def _read_by(method: str) -> list[str]:
+def read_by(method: str) -> list[str]:
+    """The settings in ASPECTS that this method reads."""
     return [s for group in ASPECTS.values() for s in group
             if not any(s.startswith(own) for other, own in OF_METHOD.items() if other != method)]
 
@@ -90,12 +91,15 @@ def sign_table(arms: Iterable[Arm]) -> pd.DataFrame:
     for arm in arms:
         flips = arm.records.flips
         first = flips.groupby("seed")["step"].min() if len(flips) else []
-        synchrony, end, late = (METRICS[m].__name__ for m in ("synchrony", "w_end_ratio", "flips_last_third"))
+        together, end, late = (measured(arm.records, arm.name, m)
+                               for m in ("synchrony", "w_end_ratio", "flips_last_third"))
+        count = arm.records.runs.set_index("seed")["flips_steps"]
         rows.append({"arm": arm.label, "changes": arm.words or ABSENT, "n": len(arm.records.runs),
-                     "flips": _span(arm.records.runs["flips_steps"], ",.0f"), "first flip": _span(first, ",.0f"),
-                     "in the last third": _span(measured(arm.records, arm.name, late), ",.0f"),
-                     "turn together": _span(measured(arm.records, arm.name, synchrony), ".1%"),
-                     "|w| at end / w0": _span(measured(arm.records, arm.name, end), ".1g")})
+                     "flips": _span(count, ",.0f"), "first flip": _span(first, ",.0f"),
+                     "in the last third": _span(late, ",.0f"),
+                     "turn together": _span(together, ".1%"),
+                     "turns of a sign": _span((count * together).where(count > 0, 0), ",.0f"),
+                     "|w| at end / w0": _span(end, ".1g")})
     return pd.DataFrame(rows)
 
 
@@ -137,7 +141,7 @@ def by_setting(found: Mapping[str, Records], method: str, setting: str, measure:
     Precision is what the run had, not the setting, which may be "auto". Empty where the method reads no such setting.
     """
     rows, columns = [], ["x", "label", "seed", "value", "arm", "usual", "change"]
-    if setting not in _read_by(method):
+    if setting not in read_by(method):
         return pd.DataFrame(columns=columns)
     for arm in arms_of(found, method):
         if set(arm.changes) <= {setting}:

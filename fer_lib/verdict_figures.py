@@ -1,4 +1,5 @@
-"""Verdicts as a notebook shows them: a table, a forest of intervals, a sentence a claim, and what is missing.
+"""Verdicts as a notebook shows them: a table with a legend, a forest of intervals, a sentence for each claim, and what
+is missing.
 
 Everything is computed from `claims.judge`; nothing here decides.
 """
@@ -6,6 +7,7 @@ Everything is computed from `claims.judge`; nothing here decides.
 from collections.abc import Sequence
 from html import escape
 from textwrap import fill
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from fer_lib.claims import ClaimVerdict, ContrastVerdict
+from fer_lib.event_metrics import METRICS
 from fer_lib.palette import BLACK, BLUE, GREEN, GREY, RED, WINE, Look
 from fer_lib.statistics import DESCRIPTIVE, FAILS, HOLDS, NOT_JUDGED, UNDECIDED, Interval
 
@@ -26,8 +29,29 @@ holds         p < .05 in the claimed direction (sign-flip permutation test, Holm
 does not hold p < .05 the other way, or shown to lie within the margin; equality: interval outside; an event: in no run
 undecided     neither; a failed test alone never makes "does not hold"
 descriptive   fewer seeds than the claim asks for: numbers, no verdict
-not judged    no records
-A claim of several contrasts holds where all hold, and does not hold where one doesn't, whatever the others show."""
+not judged    no records, no verdict
+A claim of several contrasts holds where all hold, and does not hold where one doesn't, whatever the others show.
+What stands in “ ” is the paper's claim, in few words, and not ours."""
+COLUMNS = {"contrast": "first arm less second, seed by seed; one arm alone: its own value",
+           "n": "seeds; “10 of 20”: the claim asks for 20",
+           "ours": "mean of our runs [95 % interval]",
+           "median": "given where one seed makes most of the mean",
+           "paper": "the same difference by the paper's numbers (AffectNet)",
+           "claimed": "what the claim says of ours; “each”: of each run",
+           "p": "of the permutation test, adjusted",
+           "p within": "of TOST, adjusted: small where ours is shown to lie within the margin",
+           "runs": "runs that are as claimed",
+           "verdict": "by the rules; “shown”: described, not judged"}
+MEASURES = {"chosen_test_macro_f1": "macro-F1 on test, at the epoch that was best on val",
+            "chosen_test_macro_f1_clean": "the same with the sign + everywhere",
+            "chosen_test_accuracy": "accuracy on test, at the epoch that was best on val",
+            "last_test_macro_f1": "macro-F1 on test, last epoch",
+            "max_val_macro_f1": "largest macro-F1 on val over all epochs",
+            "min_train_loss": "lowest training loss of an epoch",
+            "chosen_train_loss": "training loss of the epoch that was best on val",
+            "last_train_loss": "training loss of the last epoch",
+            "corrupted_macro_f1": "macro-F1 on corrupted test images, mean over the corruptions",
+            "uncorrupted_ece": "calibration error on test: confidence less accuracy, in size (0 is best)"}
 
 
 def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
@@ -42,7 +66,7 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
             rows.append({
                 "claim": v.claim.name, "contrast": short(c), "measure": c.contrast.metric,
                 "n": f"{j.n} of {c.contrast.n}" if asked and j.n < c.contrast.n else f"{j.n}",
-                "ours [95 %]": number(j.estimate), "median, where one seed makes the mean": outlying(c),
+                "ours [95 %]": number(j.estimate), "median": outlying(c),
                 "paper": "" if c.paper_difference is None else f"{c.paper_difference:+.3f}",
                 "claimed": claimed(c), "p": "" if np.isnan(j.p_adjusted) else f"{j.p_adjusted:.3g}",
                 "p within": "" if np.isnan(j.equivalent_p_adjusted) else f"{j.equivalent_p_adjusted:.3g}",
@@ -50,6 +74,22 @@ def contrast_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
                 "verdict": j.verdict if asked else "shown"})
     table = pd.DataFrame(rows)
     return table.loc[:, (table != "").any()] if rows else table
+
+
+def legend(verdicts: Sequence[ClaimVerdict]) -> str:
+    """What the columns of `contrast_table` say, and the measures in it: a line each, of those that occur."""
+    columns = [name.removesuffix(" [95 %]") for name in contrast_table(verdicts)]
+    measures = dict.fromkeys(c.contrast.metric for v in verdicts for c in v.contrasts if c.judgement.n)
+    parts = [[(name, COLUMNS[name]) for name in columns if name in COLUMNS],
+             [(name, _measure(name)) for name in measures]]
+    told = lambda name, said: fill(f"{name:21} {said}", 110, subsequent_indent=" " * 22)                     # noqa: E731
+    return "\n\n".join("\n".join(told(name, said) for name, said in part if said) for part in parts if part)
+
+
+def _measure(name: str) -> str:
+    """In words; empty for a column of the runs table that has none here."""
+    said = METRICS[name].__doc__ if name in METRICS else MEASURES.get(name, "")
+    return " ".join(said.split("\n\n")[0].split()).rstrip(".")
 
 
 def deciding(v: ClaimVerdict) -> ContrastVerdict | None:
@@ -89,7 +129,8 @@ def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
         asked = [c for c in v.contrasts if c.contrast.direction != "shown"] or list(v.contrasts)
         shown = deciding(v) or next((c for c in asked if c.judgement.n), None)
         data = sorted({d for c in asked if c.judgement.n for d in c.sample.data})
-        row = {"claim": v.claim.name, "the paper says": v.claim.text, "verdict": v.verdict, "data": ", ".join(data)}
+        row = {"claim": v.claim.name, "the paper says": v.claim.text if _papers(v) else f"(a control) {v.claim.text}",
+               "verdict": v.verdict, "data": ", ".join(data)}
         if shown is not None:
             j, paper = shown.judgement, shown.paper_difference
             p = j.p_adjusted if shown.contrast.direction in ("greater", "less") else j.equivalent_p_adjusted
@@ -116,9 +157,13 @@ def _lacking(reason: str) -> str:
 def page(table: pd.DataFrame, summary: str = "") -> HTML:
     """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it."""
     table = table.reset_index() if table.index.name else table          # its head in one line with the others
-    styler = Styler(table, uuid="t", cell_ids=False, escape="html")     # a fixed name: the same page each time
+    table = table.replace(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", regex=True)        # an interval stays in one line
+    table = table.rename(columns=lambda name: name.replace("95 %", "95\u00a0%").replace("− ", "−\u00a0"))
+    name = f"{crc32('|'.join(table).encode()):08x}"     # the same each time; other tables of the page have other styles
+    styler = Styler(table, uuid=name, cell_ids=False, escape="html")
     body = styler.hide(axis="index").format_index(escape="html", axis=1).set_table_styles([
         {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal; font-size: 85%"},
+        {"selector": "th", "props": "vertical-align: bottom; overflow-wrap: normal; word-break: keep-all"},
         {"selector": "td:nth-child(2)", "props": "min-width: 13em"},
         *({"selector": f"td:nth-child({k})", "props": "overflow-wrap: anywhere; min-width: 7em"}
           for k, name in enumerate(table, 1) if name in LONG_WORDS)]).to_html()
@@ -192,10 +237,21 @@ def _interval(ax: Axes, row: int, c: ContrastVerdict) -> None:
             mfc="white" if c.contrast.direction == "shown" else look.color)
 
 
+def head(v: ClaimVerdict) -> str:
+    """Whose claim it is, in quotes, and our verdict, or that there is none."""
+    said = f"the paper says: “{v.claim.text}”" if _papers(v) else f"a control: {v.claim.text}"
+    none = v.verdict in (DESCRIPTIVE, NOT_JUDGED)
+    return f"{v.claim.name}, {said}. {'No verdict' if none else 'Verdict'}: {v.verdict.upper()}."
+
+
+def _papers(v: ClaimVerdict) -> bool:
+    """Whether the claim is the paper's, and no control (K) of ours."""
+    return v.claim.name.startswith("C")
+
+
 def sentence(v: ClaimVerdict) -> str:
-    """The claim's verdict in words, with what it stands on."""
+    """The claim and its verdict in words, with what the verdict stands on."""
     parts = [f"{short(c)}: {c.contrast.metric} {number(c.judgement.estimate)} (n = {c.judgement.n})"
              for c in v.contrasts if c.judgement.n and c.contrast.direction != "shown"]
-    said = f"{v.claim.name} {v.verdict.upper()}: {v.claim.text}."
-    said += f" {'; '.join(parts)}." if parts else ""
+    said = f"{head(v)} {'; '.join(parts)}." if parts else head(v)
     return f"{said} ({v.reason}.)" if v.reason else said

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fer_lib.figures import steps_with_a_flip
 from fer_lib.life_of_w import Life, simulate
 from fer_lib.live.panel import Axis, Choice, Curve, Panel, Slider
 from fer_lib.palette import GREY, SIGNS, Look
@@ -69,7 +70,7 @@ def recorded(history: pd.DataFrame, flips: pd.DataFrame, title: str = "") -> Fig
         steps = flips.loc[(flips["name"] == name) & (flips["seed"] == seed), "step"].unique()
         _life(ax, own.filter(like="w_mean/").mean(axis=1).to_numpy(), own["step"].to_numpy(), steps)
         ax.set_xlabel(""), ax.set_ylabel("")
-        ax.set_title(f"{name}, seed {seed}: {len(steps)} steps with a flip", fontsize=8, loc="left", pad=2)
+        ax.set_title(f"{name}, seed {seed}: {steps_with_a_flip(len(steps))}", fontsize=8, loc="left", pad=2)
         ax.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("training step")
     figure.supylabel("w", fontsize=9)

@@ -65,8 +65,21 @@ def test_arms_are_drawn_by_seed_and_mean_with_their_own_look_and_flipped_epochs_
     assert np.allclose(right.lines[0].get_ydata(), curve("baseline", 0)[1])
     shaded = [(p.get_x(), p.get_x() + p.get_width()) for p in left.patches]
     assert shaded == [(2.5, 5.5), (8.5, 11.5)]          # from half an epoch before the toggles to −, 3 and 9
+    assert figure.get_suptitle().endswith("\nseeds: baseline: 0–2; periodic: 0–1")
     with pytest.raises(ValueError, match="no records of gone"):
         curve_figures.over_epochs(records, ["baseline", "gone"], {"train_loss": ""})
+
+
+def test_the_seeds_of_arms_are_told_where_they_differ():
+    runs = pd.DataFrame([("a", k) for k in (0, 1, 2, 5)] + [("b", k) for k in (5, 0, 1, 2)] + [("c", 7)],
+                        columns=["name", "seed"])
+    assert curves.seed_words(runs) == "a, b: 0–2, 5; c: 7" and curves.seed_words(runs[runs["name"] != "c"]) == ""
+
+
+def test_of_many_seeds_some_are_drawn_and_all_are_in_the_mean(monkeypatch, records):
+    monkeypatch.setattr(curve_figures, "MOST_SEEDS", 2)
+    ax = curve_figures.over_epochs(records, ["baseline"], {"train_loss": ""}).axes[0]
+    assert len(ax.lines) == 2 + 1 and ax.lines[-1].get_label() == "baseline (n = 3; thin: the first 2)"
 
 
 def test_flips_that_differ_by_seed_are_ticks(records):

@@ -262,7 +262,7 @@ def test_curves_have_a_line_a_seed_and_their_mean():
     parts = [epochs().assign(name=name, seed=seed, macro_f1=lambda t, s=seed: t["macro_f1"] + s / 10)
              for name in ("b", "a") for seed in (0, 1)]
     figure = figures.arm_curves(pd.concat(parts), ["a", "b"], "test", "macro_f1", "F1", "title")
-    assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
+    assert [ax.get_title() for ax in figure.axes] == ["a (n = 2)", "b (n = 2)"]
     for ax in figure.axes:
         drawn = [d.get_ydata() for d in ax.lines]
         wanted = np.array([.4, .5, .6, .7])

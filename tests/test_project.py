@@ -168,7 +168,8 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     ("test", ["ruff check", "pytest", "--nbval-lax", "--dist loadfile"]),
     ("benchmark", ["tests/benchmark_live.py --browser", "tests/benchmark_data.py", "fer_lib.benchmark_speed"]),
     ("stress", ["tests/stress.py"]), ("clean", ["rm -rf"]), ("help", []),
-    ("readme-results", ["fer_lib.readme_results"])])
+    ("readme-results", ["fer_lib.readme_results"]),
+    ("notebooks", ["jupyter-nbconvert --execute", "record_timing=False"])])
 def test_make_has_its_targets(target, commands):
     shown = make(target)
     assert shown.returncode == 0, shown.stderr

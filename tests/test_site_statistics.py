@@ -134,11 +134,18 @@ def test_the_diagram_has_every_site_once_and_marks_those_with_a_twin():
 def explorer() -> Clickable:
     model = network()
     pairs, flips = effects(model, torch.randn(8, 1, 32, 32), torch.arange(8) % 7, True)
-    table = pd.DataFrame([{"step": step, "site": site, "mean": .1, "sd": 1., "zeros": .5, "flipped": math.nan,
-                           "w": math.nan} for step in (1, 2) for site in every_site(model)])
+    table = pd.DataFrame([{"step": step, "site": site, "mean": .1 * step, "sd": 1. * step, "zeros": .5,
+                           "flipped": math.nan, "w": math.nan} for step in (1, 2, 3) for site in every_site(model)])
     assert len(placement_figures.over_training(table, [2]).axes) == 6          # three panels with their colour bars
-    assert len(placement_figures.reach(pairs, flips).axes) == 3
+    left, right, _ = placement_figures.reach(pairs, flips).axes
+    assert left.patch.get_hatch() and not right.patch.get_hatch(), "what isn't reached looks like no correlation"
     return placement_figures.clickable(model, pairs, flips, table)
+
+
+def test_a_change_is_told_in_multiples_of_what_is_usual_there():
+    grid = pd.DataFrame({1: [0., 5.], 2: [1., 5.], 3: [0., 5.], 4: [10., 6.]}, index=["a", "b"])
+    moved = placement_figures.changes(grid)
+    assert moved.loc["a"].tolist() == [1., 1., 10.] and moved.loc["b"].isna().all()
 
 
 def test_each_site_can_be_drawn_and_says_its_own():

@@ -88,9 +88,10 @@ def test_what_the_signs_do_is_told_arm_by_arm(found):
     table = sweeps.sign_table(sweeps.arms_of(found, "dynamic")).set_index("arm")
     own = table.loc["table1/dynamic"]
     assert own["flips"] == "5" and own["first flip"] == "20" and own["n"] == 3
-    assert own["in the last third"] == "2" and own["turn together"] == "100.0%" and own["|w| at end / w0"] == "0.001"
+    assert own["in the last third"] == "2" and own["turn together"] == "100.0%" and own["turns of a sign"] == "5"
+    assert own["|w| at end / w0"] == "0.001"
     still = table.loc["dynamics/adamw"]
-    assert still["flips"] == "0" and still["first flip"] == "–" == still["turn together"]
+    assert still["flips"] == "0" == still["turns of a sign"] and still["first flip"] == "–" == still["turn together"]
     assert still["|w| at end / w0"] == "1"
 
 
@@ -161,7 +162,7 @@ def test_a_path_is_blue_while_positive_and_its_flips_are_ticks(found):
         drawn, = by_color[look.color]
         assert np.nanmax(drawn.get_ydata() * sign) > 0 and np.isfinite(drawn.get_ydata()).sum() == (w * sign > 0).sum()
         assert drawn.get_linestyle() == look.line
-    assert len(by_color[GREY.upper()]) == 2, "the other seeds"
+    assert len(by_color[GREY.upper()]) == 2 == sweep_figures.MOST_SEEDS - 1, "other seeds"
     ticks = [line for line in first.lines if line.get_marker() == "|"]
     assert ticks[0].get_xdata().tolist() == [20, 40, 60, 80, 100]
     stone = axes[[a.name for a in arms].index("adamw")]
@@ -204,12 +205,22 @@ def test_settings_are_panels_with_the_baseline_as_a_band(found):
     panels = {"weight decay": {m: sweeps.by_setting(found, m, "weight_decay", F1) for m in ("periodic", "dynamic")}}
     figure = sweep_figures.against_settings(panels, "F1", [.40, .42, .44])
     ax, = figure.axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.0001", "0.001"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.0001\nn = 3, 3", "0.001\nn = 1, 2"]
     curves = {to_hex(line.get_color()).upper(): line for line in ax.lines if line.get_label()[:1] in "pd"}
     assert curves[arm_look("dynamic").color].get_ydata() == pytest.approx([.43, .475])
     assert curves[arm_look("periodic").color].get_ydata() == pytest.approx([.42, .40])
     band, = (line for line in ax.lines if line.get_label().startswith("baseline"))
     assert list(band.get_ydata()) == pytest.approx([.42, .42]) and "n = 3" in band.get_label()
+    assert band.get_xdata() == pytest.approx([-.5, 1.5])
+
+
+def test_the_baseline_stands_only_where_it_was_trained(found):
+    """It reads weight decay as well, and has Table 1's; of w0 it knows nothing."""
+    assert "weight_decay" in sweeps.read_by("baseline") and "w0" not in sweeps.read_by("baseline")
+    panels = {name: {"dynamic": sweeps.by_setting(found, "dynamic", name, F1)} for name in ("weight_decay", "w0")}
+    left, right = sweep_figures.against_settings(panels, "F1", [.40, .44], shared=["weight_decay"]).axes
+    ends = [line.get_xdata() for ax in (left, right) for line in ax.lines if line.get_label().startswith("baseline")]
+    assert ends == [pytest.approx((-.3, .3)), pytest.approx((-.5, 1.5))]
 
 
 def test_the_power_of_a_test_of_equality_is_drawn_with_the_seeds_that_are_here():

@@ -1,6 +1,7 @@
 """Verdicts as notebooks show them: tables, forests and sentences hold the judgements' own numbers."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_a_claim_is_a_row_with_the_papers_number_beside_ours(tmp_path):
     assert float(row["ours − paper"]) == pytest.approx(ours - .04, abs=6e-4)
     assert row["contrasts"] == f"1 {HOLDS}" and row["what is missing"] == "" and row["data"] == "faces"
     assert verdict_figures.sentence(v).startswith(
-        f"C1 HOLDS: {v.claim.text}. s: a - baseline: chosen_test_macro_f1 +0.05")
+        f"C1, the paper says: “{v.claim.text}”. Verdict: HOLDS. s: a - baseline: chosen_test_macro_f1 +0.05")
 
 
 def test_a_claim_without_records_says_what_is_missing(tmp_path):
@@ -60,6 +61,7 @@ def test_a_claim_without_records_says_what_is_missing(tmp_path):
     v, = judge(asked(tmp_path), tmp_path)
     row = verdict_figures.claim_table([v]).loc["C1"]
     assert row["verdict"] == NOT_JUDGED and "no records of s" in row["what is missing"]
+    assert verdict_figures.sentence(v).startswith(f"C1, the paper says: “{v.claim.text}”. No verdict: NOT JUDGED.")
     assert verdict_figures.contrast_table([v]).empty
     with pytest.raises(ValueError, match="no records of chosen_test_macro_f1 for C1"):
         verdict_figures.forest([v], "chosen_test_macro_f1", "difference")
@@ -102,7 +104,25 @@ def test_the_page_is_the_same_each_time_and_shows_text_as_text(kit):
     table.loc["C1", "the paper says"] = "<b>bold</b>"
     table = table.rename(index={"C2": "<b>bold</b>"}, columns={"paper": "<b>bold</b>"})
     folded = verdict_figures.page(table, "all <of> it").data
+    assert "95\u00a0%" in folded and not re.search(r"\[[-+.\d]+, ", folded), "intervals and heads break between words"
     assert "<b>bold" not in folded and "<summary>all &lt;of&gt; it</summary>" in folded
+
+
+def test_the_legend_has_each_column_and_measure_that_occurs(kit):
+    said = verdict_figures.legend(kit)
+    for column in verdict_figures.contrast_table(kit):
+        name = column.removesuffix(" [95 %]")
+        assert name in ("claim", "measure") or f"\n{name} " in f"\n{said}", column
+    for measure in {c.contrast.metric for v in kit for c in v.contrasts if c.judgement.n}:
+        assert f"\n{measure} " in said, measure
+    assert max(map(len, said.splitlines())) <= 110 and verdict_figures.legend([]) == ""
+
+
+def test_whose_words_a_claim_is_and_whether_there_is_a_verdict(kit):
+    for v in kit:
+        said = verdict_figures.head(v)
+        assert ("the paper says: “" in said) == v.claim.name.startswith("C")
+        assert ("No verdict: " in said) == (v.verdict in (DESCRIPTIVE, NOT_JUDGED)) and v.verdict.upper() in said
 
 
 def test_small_numbers_keep_two_digits():

@@ -205,7 +205,7 @@ function tipText(cfg, store, point) {
     case "f1": return `${at}\n${trace.name} = ${number(point.y)}`;
     case "signs": return `${point.y}\n${at}\n${point.y === "flag" ? (point.z > .5 ? "flag set" : "flag not set") : `${Math.round(100 * point.z)} % of signs ${MINUS}`}`;
     case "mark": return `${point.y} ${trace.name.slice(0, 7)}\n${at}`;
-    case "interval": return `${cfg.interval_labels[point.pointIndex]} steps between flips: ${point.y} times`;
+    case "interval": return `${counted(cfg.interval_labels[point.pointIndex], "step")} between flips: ${counted(point.y, "time")}`;
     case "event": { const e = trace.events[point.pointIndex]; return `${at}\n${e.kind.replace("_", " ")} ${e.kind === "flip" ? e.site : number(e.value)}`; }
   }
   return at;
@@ -350,11 +350,13 @@ function controls(model, el, store, cfg, view, run) {
   follow();
 }
 
+const counted = (n, word) => `${n} ${word}${String(n) === "1" ? "" : "s"}`;
+
 function facts(f) {
   if (f.step === undefined) return "waiting for the first steps …";
   const parts = [f.status === "running" ? (f.paused ? "paused" : "") : f.status, `step ${f.step.toLocaleString("en")}${f.steps ? ` of ${f.steps.toLocaleString("en")}` : ""}`,
     f.epochs ? `epoch ${f.epoch} of ${f.epochs}` : "", `loss ${number(f.loss)}`, f.f1 !== null && f.f1 !== undefined ? `val macro-F1 ${number(f.f1)}` : "",
-    f.flips !== null && f.flips !== undefined ? `${f.flips.toLocaleString("en")} steps with a flip` : "", f.rate ? `${Math.round(f.rate).toLocaleString("en")} ${f.unit ?? "images"}/s` : "",
+    f.flips !== null && f.flips !== undefined ? `${counted(f.flips.toLocaleString("en"), "step")} with a flip` : "", f.rate ? `${Math.round(f.rate).toLocaleString("en")} ${f.unit ?? "images"}/s` : "",
     f.left !== null && f.left !== undefined && f.status === "running" ? `${time(f.left)} left` : "", f.device ?? "", f.memory ? `${bytes(f.memory)} at peak` : "", f.silent ? `no sign of life for ${time(f.silent)}` : ""];
   return parts.filter(Boolean).join(" · ");
 }

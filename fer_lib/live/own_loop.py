@@ -167,7 +167,8 @@ class View:
         scores = pd.DataFrame(self.curves.series.scores.points, columns=["step", "macro_f1", "clean"]).assign(
             epoch=range(1, len(self.curves.series.scores.points) + 1), split="val", mode="trained", train_loss=math.nan,
             loss=math.nan)
-        numbers = f"{self.curves.series.steps} steps" + (f" · {figures.steps_with_a_flip(self.curves.series.flips)}"
+        steps = self.curves.series.steps
+        numbers = f"{steps} step{'s' * (steps != 1)}" + (f" · {figures.steps_with_a_flip(self.curves.series.flips)}"
                                                          if self.curves.series.flips else "")
         picture = Image(figures.png(figures.training(history, scores, flips, self.title, False, numbers=numbers)))
         self.chart.replace(picture) if self.chart is not None else display(picture)

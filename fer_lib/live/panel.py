@@ -128,7 +128,7 @@ class Panel:
         """Sliders where somebody looks (live: auto, on or off), then the picture at `values`, then the sentence."""
         if wants_widget(live):
             display(self.widget(**values))
-        display(figures.picture(self.figure(**values), alt))
+        display(figures.picture(self.figure(**values), alt, colors=16))
         print(textwrap.fill(self.curves(**self.start | values)[1], 88))
 
     def widget(self, **values):
