@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from dataclasses import fields
 from pathlib import Path
 
@@ -98,6 +99,22 @@ def test_speed_on_the_newer_gpu_is_that_of_its_record():
                  f"and {one['seconds_to_end'] - one['seconds_to_last_result']} s more",
                  "took {} to {} s in place of {}".format(*two["seconds_an_epoch"], one["seconds_an_epoch"]),
                  "{:.2f} to {:.2f} x".format(*(one["seconds_an_epoch"] / s for s in two["seconds_an_epoch"][::-1]))):
+        assert said in text, said
+
+
+def test_the_speed_of_packing_is_that_of_its_record():
+    record = json.loads((ROOT / "notebooks" / "results" / "data_speed.json").read_text())
+    text = " ".join(README.split("**How fast.**", 1)[1].split("\n\n")[0].split())
+    middle = lambda change: statistics.median(change(one) for one in record["rates"])                       # noqa: E731
+    share = middle(lambda one: one["decode"] / (record["workers"] * one["convert"]))
+    few, *_, many = record["memory"]
+    growth = 1024 * (many["parent_mb"] - few["parent_mb"]) / (many["n"] - few["n"])
+    assert record["workers"] == record["hardware"]["cores"] == 2 and share >= .9 and growth <= 3
+    for said in (f"at {middle(lambda one: 1 / one['convert']):,.0f} images a second on two cores, "
+                 f"{share:.2f}".replace(" 0.", " ."), f"(target ≥ .9, met; n = {len(record['rates'])})",
+                 f"files at {middle(lambda one: 1 / one['loader']):,.0f}, in each epoch",
+                 f"grows by {growth:.1f} KB an image ({few['n']:,} to {many['n']:,} images; target ≤ 3, met)",
+                 f"torch {record['hardware']['packages']['torch']}, {record['hardware']['date']}"):
         assert said in text, said
 
 
