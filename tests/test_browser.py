@@ -257,19 +257,6 @@ def test_a_watched_run_has_the_bits_of_a_headless_one_and_its_picture_stays(plac
 
 @pytest.mark.alone
 def test_the_monitor_follows_and_stops_a_cell_whose_page_was_left(place, context):
-    """Begun again, once, where the browser waits in vain: after about one load of a page in 20 a kernel (ipykernel 7.3)
-    answers nothing any more on its shell channel, and JupyterLab shows "Loading widget..." for ever.
-    """
-    from playwright.sync_api import TimeoutError
-
-    try:
-        _follow_and_stop(place, context)
-    except TimeoutError:
-        place.lab.end_sessions()
-        _follow_and_stop(place.fresh(), context)
-
-
-def _follow_and_stop(place, context):
     set_parameters(place.notebook("04_train.ipynb"), epochs=400)
     set_parameters(place.notebook("monitor.ipynb"), path=str(place.runs))
     page = Page(context, place.lab, "04_train.ipynb")
