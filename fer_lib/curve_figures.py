@@ -276,4 +276,5 @@ def _legend(figure: Figure) -> None:
     for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
         found |= {name: handle for handle, name in zip(handles, labels) if name not in found}
-    figure.legend(found.values(), found.keys(), fontsize=8, frameon=False, loc="outside lower center", ncols=5)
+    columns = 5 if figure.get_figwidth() > 8 else 2
+    figure.legend(found.values(), found.keys(), fontsize=8, frameon=False, loc="outside lower center", ncols=columns)

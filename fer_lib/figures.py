@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fer_lib.palette import BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, YELLOW
+from fer_lib.palette import BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, YELLOW, arm_look
 
 DRAWN = "drawn faces, not photographs"
 SIGN_ROWS = "sign: − filled\n+ blank"
@@ -161,7 +161,7 @@ def _intervals(ax, flips: pd.DataFrame) -> None:
     gaps = np.diff(np.sort(flips["step"].unique()))
     counts = np.bincount(np.ceil(np.log2(gaps)).astype(int))
     ax.bar(range(len(counts)), counts, color=RED)
-    shown = range(0, len(counts), max(1, len(counts) // 5))
+    shown = range(0, len(counts), -(-len(counts) // 5))
     ax.set_xticks(list(shown), [f"{2 ** k}" for k in shown], fontsize=6)
     ax.tick_params(labelsize=6)
     ax.yaxis.get_major_locator().set_params(integer=True)
@@ -397,10 +397,10 @@ def arm_curves(epochs: pd.DataFrame, names: list[str], split: str, column: str, 
     rows = epochs[(epochs["split"] == split) & (epochs["mode"] == "trained")]
     figure = Figure(figsize=(2.3 * len(names) + .6, 2.9), layout="constrained")
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for k, (ax, name) in enumerate(zip(axes, names, strict=True)):
-        own = rows[rows["name"] == name].pivot_table(index="epoch", columns="seed", values=column)
-        ax.plot(own.index, own.iloc[:, :MOST_SEEDS], color=CYCLE[k % len(CYCLE)], lw=.7, alpha=.6)
-        ax.plot(own.index, own.mean(axis=1), color=CYCLE[k % len(CYCLE)], lw=2)
+    for ax, name in zip(axes, names, strict=True):
+        own, look = rows[rows["name"] == name].pivot_table(index="epoch", columns="seed", values=column), arm_look(name)
+        ax.plot(own.index, own.iloc[:, :MOST_SEEDS], color=look.color, ls=look.line, lw=.7, alpha=.6)
+        ax.plot(own.index, own.mean(axis=1), color=look.color, ls=look.line, lw=2)
         ax.set_title(f"{name} (n = {own.shape[1]})", fontsize=9)
         ax.set_xlabel("epoch")
         ax.spines[["top", "right"]].set_visible(False)

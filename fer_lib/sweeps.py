@@ -96,9 +96,9 @@ def sign_table(arms: Iterable[Arm]) -> pd.DataFrame:
         count = arm.records.runs.set_index("seed")["flips_steps"]
         rows.append({"arm": arm.label, "changes": arm.words or ABSENT, "n": len(arm.records.runs),
                      "flips": _span(count, ",.0f"), "first flip": _span(first, ",.0f"),
-                     "in the last third": _span(late, ",.0f"),
+                     "last third": _span(late, ",.0f"),
                      "turn together": _span(together, ".1%"),
-                     "turns of a sign": _span((count * together).where(count > 0, 0), ",.0f"),
+                     "sign turns": _span((count * together).where(count > 0, 0), ",.0f"),
                      "|w| at end / w0": _span(end, ".1g")})
     return pd.DataFrame(rows)
 

@@ -4,17 +4,15 @@ is missing.
 Everything is computed from `claims.judge`; nothing here decides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from textwrap import fill
-from zlib import crc32
+from textwrap import fill, wrap
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
 from fer_lib.claims import ClaimVerdict, ContrastVerdict
 from fer_lib.event_metrics import METRICS
@@ -121,8 +119,8 @@ def outlying(c: ContrastVerdict) -> str:
 
 
 def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
-    """A row a claim, as text. The numbers are those of the contrast that decides; `contrasts` counts those that are to
-    be judged by their verdicts.
+    """A row a claim, as text. The numbers are those of the contrast that decides; `its contrasts` counts those that are
+    to be judged by their verdicts, and says what is missing. `data` is a column where claims were judged on several.
     """
     rows = []
     for v in verdicts:
@@ -141,12 +139,16 @@ def claim_table(verdicts: Sequence[ClaimVerdict]) -> pd.DataFrame:
                     "ours − paper": "" if paper is None else f"{j.estimate.mean - paper:+.3f}",
                     "n": seeds_of(shown), "p": "" if np.isnan(p) else f"{p:.3g}"}
         counts = [(name, sum(c.judgement.verdict == name for c in asked)) for name in VERDICTS]
-        row |= {"contrasts": ", ".join(f"{k} {name}" for name, k in counts if k), "what is missing": _lacking(v.reason)}
+        parts = [", ".join(f"{k} {name}" for name, k in counts if k), _lacking(v.reason)]
+        row["its contrasts"] = "; ".join(part for part in parts if part)
         rows.append(row)
-    return pd.DataFrame(rows).fillna("").set_index("claim")
+    table = pd.DataFrame(rows).fillna("").set_index("claim")
+    return table if len(set(table["data"]) - {""}) > 1 else table.drop(columns="data")
 
 
-LONG_WORDS = ("decided by", "commands")       # columns whose words are broken where the page is narrow
+# columns of words, which are aligned to the left, and the least width of each
+WORDS = {"the paper says": "14em", "decided by": "10em", "its contrasts": "10em", "contrast": "13em", "choice": "14em",
+         "commands": "20em", "cost": "10em"}
 
 
 def _lacking(reason: str) -> str:
@@ -155,19 +157,38 @@ def _lacking(reason: str) -> str:
 
 
 def page(table: pd.DataFrame, summary: str = "") -> HTML:
-    """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it."""
+    """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it.
+
+    Styles stand in the cells: JupyterLab leaves those of a page out until its reader trusts the notebook.
+    """
     table = table.reset_index() if table.index.name else table          # its head in one line with the others
     table = table.replace(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", regex=True)        # an interval stays in one line
-    table = table.rename(columns=lambda name: name.replace("95 %", "95\u00a0%").replace("− ", "−\u00a0"))
-    name = f"{crc32('|'.join(table).encode()):08x}"     # the same each time; other tables of the page have other styles
-    styler = Styler(table, uuid=name, cell_ids=False, escape="html")
-    body = styler.hide(axis="index").format_index(escape="html", axis=1).set_table_styles([
-        {"selector": "td, th", "props": "text-align: left; vertical-align: top; white-space: normal; font-size: 85%"},
-        {"selector": "th", "props": "vertical-align: bottom; overflow-wrap: normal; word-break: keep-all"},
-        {"selector": "td:nth-child(2)", "props": "min-width: 13em"},
-        *({"selector": f"td:nth-child({k})", "props": "overflow-wrap: anywhere; min-width: 7em"}
-          for k, name in enumerate(table, 1) if name in LONG_WORDS)]).to_html()
+    left = ["text-align:left" if name in WORDS else "" for name in table]
+    wide = [f"{side};min-width:{WORDS[name]}" if name in WORDS else "" for name, side in zip(table, left)]
+    heads = [name.replace("95 %", "95\u00a0%").replace("− ", "−\u00a0") for name in table]
+    rows = [_row("th", heads, wide), *(_row("td", row, left) for row in table.itertuples(index=False))]
+    body = f'<table style="font-size:85%"><thead>{rows[0]}</thead><tbody>{"".join(rows[1:])}</tbody></table>'
     return HTML(f"<details><summary>{escape(summary)}</summary>{body}</details>" if summary else body)
+
+
+def _row(tag: str, cells: Iterable[object], styles: Iterable[str]) -> str:
+    return "<tr>{}</tr>".format("".join(
+        f'<{tag} style="{style}">{escape(str(cell))}</{tag}>' if style else f"<{tag}>{escape(str(cell))}</{tag}>"
+        for cell, style in zip(cells, styles)))
+
+
+def lines(table: pd.DataFrame, most: int = 110) -> str:
+    """`contrast_table`'s rows as text: contrasts to the left, over several lines where one would be wider than `most`."""
+    others = table.drop(columns="contrast").to_string(index=False).splitlines()[0]
+    width = max(24, most - 1 - len(others))
+    rows = []
+    for row in table.to_dict("records"):
+        first, *more = wrap(row["contrast"], width, subsequent_indent="  ")
+        rows += [row | {"contrast": first}, *(dict.fromkeys(row, "") | {"contrast": part} for part in more)]
+    shown = pd.DataFrame(rows)
+    longest = shown["contrast"].str.len().max()
+    return shown.assign(contrast=shown["contrast"].str.ljust(longest)).rename(
+        columns={"contrast": "contrast".ljust(longest)}).to_string(index=False)
 
 
 def short(c: ContrastVerdict) -> str:

@@ -70,6 +70,15 @@ def test_arms_are_drawn_by_seed_and_mean_with_their_own_look_and_flipped_epochs_
         curve_figures.over_epochs(records, ["baseline", "gone"], {"train_loss": ""})
 
 
+@pytest.mark.parametrize("panels", [{"macro_f1": "one"}, {"train_loss": "one", "macro_f1": "two"}])
+def test_the_legend_is_whole(records, panels):
+    figure = curve_figures.over_epochs(made({"baseline": 9, "dropout+periodic": 9, "periodic": 2}),
+                                       ["baseline", "dropout+periodic", "periodic"], panels)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_the_seeds_of_arms_are_told_where_they_differ():
     runs = pd.DataFrame([("a", k) for k in (0, 1, 2, 5)] + [("b", k) for k in (5, 0, 1, 2)] + [("c", 7)],
                         columns=["name", "seed"])

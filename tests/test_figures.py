@@ -261,9 +261,12 @@ def test_arms_shows_means_intervals_seeds_and_the_papers_numbers():
 def test_curves_have_a_line_a_seed_and_their_mean():
     parts = [epochs().assign(name=name, seed=seed, macro_f1=lambda t, s=seed: t["macro_f1"] + s / 10)
              for name in ("b", "a") for seed in (0, 1)]
-    figure = figures.arm_curves(pd.concat(parts), ["a", "b"], "test", "macro_f1", "F1", "title")
-    assert [ax.get_title() for ax in figure.axes] == ["a (n = 2)", "b (n = 2)"]
-    for ax in figure.axes:
+    parts = [part.replace({"name": {"a": "dynamic"}}) for part in parts]
+    figure = figures.arm_curves(pd.concat(parts), ["dynamic", "b"], "test", "macro_f1", "F1", "title")
+    assert [ax.get_title() for ax in figure.axes] == ["dynamic (n = 2)", "b (n = 2)"]
+    for ax, name in zip(figure.axes, ("dynamic", "b")):
+        look = palette.arm_look(name)
+        assert {(line.get_color(), line.get_linestyle()) for line in ax.lines} == {(look.color, look.line)}
         drawn = [d.get_ydata() for d in ax.lines]
         wanted = np.array([.4, .5, .6, .7])
         assert len(drawn) == 3 and all(d.get_xdata() == pytest.approx([1, 2, 3, 4]) for d in ax.lines)

@@ -95,8 +95,8 @@ def test_speed_on_the_newer_gpu_is_that_of_its_record():
                  f"exact {rows[autorelu + 'recorded', 'exact']['ratio']:.3f} x, literal "
                  f"{rows[autorelu + 'recorded', 'literal']['ratio']:.3f} x, compiled "
                  f"{rows[autorelu + 'compiled', 'literal']['ratio']:.3f} x",
-                 f"took {one['seconds_to_last_result']} and {again['seconds_to_last_result']} s from the command to the "
-                 f"last result in two measurements (target ≤ {one['target_seconds']}, missed: "
+                 f"took {one['seconds_to_last_result']} and {again['seconds_to_last_result']} s from the command to "
+                 f"the last result in two measurements (target ≤ {one['target_seconds']}, missed: "
                  f"{again['seconds_to_first_step']} s until the first step",
                  f"then {one['seconds_an_epoch']:.1f} to {again['seconds_an_epoch']:.1f} s an epoch",
                  "and {} to {} s more".format(*sorted(k["seconds_to_end"] - k["seconds_to_last_result"]

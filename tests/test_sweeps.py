@@ -88,10 +88,10 @@ def test_what_the_signs_do_is_told_arm_by_arm(found):
     table = sweeps.sign_table(sweeps.arms_of(found, "dynamic")).set_index("arm")
     own = table.loc["table1/dynamic"]
     assert own["flips"] == "5" and own["first flip"] == "20" and own["n"] == 3
-    assert own["in the last third"] == "2" and own["turn together"] == "100.0%" and own["turns of a sign"] == "5"
+    assert own["last third"] == "2" and own["turn together"] == "100.0%" and own["sign turns"] == "5"
     assert own["|w| at end / w0"] == "0.001"
     still = table.loc["dynamics/adamw"]
-    assert still["flips"] == "0" == still["turns of a sign"] and still["first flip"] == "–" == still["turn together"]
+    assert still["flips"] == "0" == still["sign turns"] and still["first flip"] == "–" == still["turn together"]
     assert still["|w| at end / w0"] == "1"
 
 
