@@ -178,7 +178,10 @@ def _row(tag: str, cells: Iterable[object], styles: Iterable[str]) -> str:
 
 
 def lines(table: pd.DataFrame, most: int = 110) -> str:
-    """`contrast_table`'s rows as text: contrasts to the left, over several lines where one would be wider than `most`."""
+    """`contrast_table`'s rows as text: contrasts to the left, over several lines where the table would be too wide.
+
+    most: characters of a line.
+    """
     others = table.drop(columns="contrast").to_string(index=False).splitlines()[0]
     width = max(24, most - 1 - len(others))
     rows = []
