@@ -34,8 +34,10 @@ $(VENV)/.test $(VENV)/.lab: $(VENV)/.base
 	@touch $@
 
 # the oldest ipykernel that pyproject.toml admits, beside the newest: the live view's tests run with both
-$(VENV)/ipykernel-oldest: | $(VENV)/.test
-	$(PIP) --no-deps --target $@ 'ipykernel==7.0.1'
+$(VENV)/ipykernel-oldest: pyproject.toml | $(VENV)/.test
+	rm -rf $@
+	$(PIP) --no-deps --target $@ 'ipykernel==7.4.0'
+	@touch $@
 
 # drawn again when the drawing changes: the same code draws the same content
 $(QUICK): data_prep/synthetic.py data_prep/faces.py | $(VENV)/.base

@@ -56,9 +56,9 @@ def test_each_import_is_a_declared_dependency(path):
 
 
 def test_the_tests_imports_are_declared():
-    """psutil comes with ipykernel, nbformat with nbclient, packaging with pytest."""
+    """psutil comes with distributed, nbformat and jupyter_client with nbclient, packaging with pytest."""
     every = declared([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]])
-    every |= {"psutil", "nbformat", "packaging"}
+    every |= {"psutil", "nbformat", "jupyter_client", "packaging"}
     ours = {p.stem for p in (ROOT / "tests").glob("*.py")} | {p.stem for p in (ROOT / "tests").iterdir() if p.is_dir()}
     for path in (ROOT / "tests").glob("*.py"):
         used = {DISTRIBUTIONS.get(name, name).lower() for name in third_party(path) - ours}
