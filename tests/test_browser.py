@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ from fer_lib.runs import open_run, record
 from fer_lib.workspace import Workspace, find_workspace
 
 OLDEST = Path(sys.prefix) / "ipykernel-oldest"          # `make test` puts the oldest admitted ipykernel there
+OLDEST_VERSION = "7.4.0"
 pytestmark = needs_browser
 
 
-@pytest.fixture(params=["newest", "oldest"])
+@pytest.fixture(params=["newest", "oldest"] if version("ipykernel") != OLDEST_VERSION else ["newest"])
 def either(request, tmp_path_factory):
     """A JupyterLab whose kernels run the newest ipykernel that is admitted here, and one with the oldest."""
     if request.param == "newest":
@@ -35,12 +37,12 @@ def either(request, tmp_path_factory):
     assert OLDEST.is_dir() or not os.environ.get("CI"), "make test installs the oldest ipykernel for this"
     if not OLDEST.is_dir():
         pytest.skip("the oldest ipykernel is not here: make test installs it")
-    version = subprocess.run([sys.executable, "-c", "import ipykernel; print(ipykernel.__version__)"], text=True,
-                             env={**os.environ, "PYTHONPATH": str(OLDEST)}, capture_output=True, check=True).stdout
-    assert version.startswith("7.4.0")
-    found = Place(tmp_path_factory.mktemp("oldest"), str(OLDEST))
-    yield found
-    found.lab.stop()
+    found = subprocess.run([sys.executable, "-c", "import ipykernel; print(ipykernel.__version__)"], text=True,
+                           env={**os.environ, "PYTHONPATH": str(OLDEST)}, capture_output=True, check=True).stdout
+    assert found.strip() == OLDEST_VERSION
+    place = Place(tmp_path_factory.mktemp("oldest"), str(OLDEST))
+    yield place
+    place.lab.stop()
 
 
 def pictures(page: Page) -> list[bytes]:
