@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from fer_lib.claims_file import Claim, ClaimError, Claims, Contrast, at_size, read_claims
-from fer_lib.event_metrics import measured, only_counted
+from fer_lib.event_metrics import METRICS, RunTables, measured, only_counted, run_tables
 from fer_lib.files import RecordError
 from fer_lib.records import read_records
 from fer_lib.statistics import (
@@ -128,9 +128,20 @@ class _Study:
         with contextlib.suppress(RecordError):
             self.records = read_records(folder)
         self._measured: dict[tuple[str, str], pd.Series] = {}
+        self._runs: dict[str, pd.DataFrame] = {}
+        self._tables: dict[str, list[RunTables]] = {}
 
     def runs(self, arm: str) -> pd.DataFrame:
-        """The arm's rows of the runs table. Raises _Unusable with the reason why they can't be used."""
+        """The arm's rows of the runs table, what a comparison asks of them, with `place`, where they ran. Raises
+        _Unusable with the reason why they can't be used.
+        """
+        if arm not in self._runs:
+            own = self._usable(arm)
+            columns = [c for c in ("seed", "id", "drawn", "data", *SAME) if c in own]
+            self._runs[arm] = own[columns].assign(place=own["env_device"] + ", " + own["env_precision"])
+        return self._runs[arm]
+
+    def _usable(self, arm: str) -> pd.DataFrame:
         if self.records is None or self.records.runs.empty:
             raise _Unusable(f"no records of {self.name}")
         own = self.records.runs[self.records.runs["name"] == arm]
@@ -146,8 +157,10 @@ class _Study:
     def measured(self, arm: str, metric: str) -> pd.Series:
         """By seed. Raises _Unusable where the records don't have it."""
         if (arm, metric) not in self._measured:
+            if metric in METRICS and arm not in self._tables:
+                self._tables[arm] = run_tables(self.records, arm)
             try:
-                self._measured[arm, metric] = measured(self.records, arm, metric)
+                self._measured[arm, metric] = measured(self.records, arm, metric, self._tables.get(arm))
             except ValueError:
                 raise _Unusable(f"the records of {self.name}/{arm} have no {metric}") from None
         return self._measured[arm, metric]
@@ -180,16 +193,17 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
     seeds = sorted(set.intersection(*(set(v.index) for v in values.values())))
     if not seeds:
         return _nothing(f"no seed with all of {', '.join(runs)}", notes)
+    places = {arm: own["place"].to_dict() for arm, own in runs.items()}
     if not contrast.across_precisions:
-        mixed = [s for s in seeds if any(len(set(_place(runs[arm], s) for arm in arms)) > 1 for arms in compared)]
+        mixed = [s for s in seeds if any(len({places[arm][s] for arm in arms}) > 1 for arms in compared)]
         seeds = [s for s in seeds if s not in mixed]
         if mixed:
             notes.append(f"{len(mixed)} seeds left out: their arms ran on different devices or precisions")
         if not seeds:
             return _nothing("the arms ran on different devices or precisions in each seed", notes)
-    places = pd.Series([_place(runs[arm], s) for s in seeds for arm in runs]).value_counts()
-    if len(places) > 1:
-        notes.append("runs of several devices or precisions: " + ", ".join(f"{k} ({v})" for k, v in places.items()))
+    several = pd.Series([places[arm][s] for s in seeds for arm in runs]).value_counts()
+    if len(several) > 1:
+        notes.append("runs of several devices or precisions: " + ", ".join(f"{k} ({v})" for k, v in several.items()))
     side = lambda arms: _spread([values[arm][seeds] for arm in arms])                                       # noqa: E731
     result = side(contrast.a)
     if contrast.b:
@@ -204,10 +218,6 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
 
 def _nothing(reason: str, notes: Sequence[str] = ()) -> Sample:
     return Sample(pd.Series(dtype=float), notes=tuple(notes), reason=reason)
-
-
-def _place(runs: pd.DataFrame, seed: int) -> str:
-    return f"{runs['env_device'][seed]}, {runs['env_precision'][seed]}"
 
 
 def _spread(values: list[pd.Series]) -> pd.Series:

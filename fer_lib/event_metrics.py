@@ -6,7 +6,7 @@ validated with the sign before. Losses of an epoch are means over its steps, so 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,34 +153,37 @@ METRICS: dict[str, Callable[[RunTables], float]] = {f.__name__: f for f in (
     corruption_drop)}
 
 
-def measured(records: Records, arm: str, metric: str) -> pd.Series:
+def measured(records: Records, arm: str, metric: str, tables: Sequence[RunTables] | None = None) -> pd.Series:
     """The metric of an arm's runs by their seeds: a column of the runs table, or one of METRICS. NaN where it has none.
 
-    Raises ValueError for a metric that is neither.
+    tables: what `run_tables` finds, where several metrics of an arm are asked for. Raises ValueError for a metric that
+    is neither.
     """
-    runs = records.runs[records.runs["name"] == arm].set_index("seed")
     if metric not in METRICS:
-        if metric not in runs:
+        if metric not in records.runs:
             raise ValueError(f"unknown metric '{metric}': it is neither a column of the runs table nor one of "
                              f"{', '.join(METRICS)}")
-        return runs[metric].astype(float)
-    return pd.Series({run.row.name: METRICS[metric](run) for run in _runs(records, runs, arm)}, dtype=float)
+        own = records.runs["name"] == arm
+        return records.runs.loc[own, ["seed", metric]].set_index("seed")[metric].astype(float)
+    tables = run_tables(records, arm) if tables is None else tables
+    return pd.Series({run.row.name: METRICS[metric](run) for run in tables}, dtype=float)
 
 
 def only_counted(records: Records, arm: str) -> int:
     """The arm's runs that had flips whose steps the records don't keep: what needs them is NaN for these."""
+    return sum(not run.has_flips for run in run_tables(records, arm))
+
+
+def run_tables(records: Records, arm: str) -> list[RunTables]:
+    """The arm's runs, each with its rows of the other tables."""
     runs = records.runs[records.runs["name"] == arm].set_index("seed")
-    return sum(not run.has_flips for run in _runs(records, runs, arm))
-
-
-def _runs(records: Records, runs: pd.DataFrame, arm: str) -> Iterator[RunTables]:
     tables = {}
     for name in TABLES:
         table = getattr(records, name)
         own = table[table["name"] == arm] if len(table) else table
         tables[name] = {seed: rows for seed, rows in own.groupby("seed")} if len(own) else {}
-    for seed, row in runs.iterrows():
-        yield RunTables(row, **{name: by_seed.get(seed, pd.DataFrame()) for name, by_seed in tables.items()})
+    return [RunTables(row, **{name: by_seed.get(seed, pd.DataFrame()) for name, by_seed in tables.items()})
+            for seed, row in runs.iterrows()]
 
 
 def _mean(values) -> float:
