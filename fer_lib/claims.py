@@ -138,7 +138,8 @@ class _Study:
         if arm not in self._runs:
             own = self._usable(arm)
             columns = [c for c in ("seed", "id", "drawn", "data", *SAME) if c in own]
-            self._runs[arm] = own[columns].assign(place=own["env_device"] + ", " + own["env_precision"])
+            places = [f"{device}, {precision}" for device, precision in zip(own["env_device"], own["env_precision"])]
+            self._runs[arm] = own[columns].assign(place=places)
         return self._runs[arm]
 
     def _usable(self, arm: str) -> pd.DataFrame:
