@@ -54,6 +54,7 @@ from fer_lib.data import (
     used_rows,
 )
 from fer_lib.experiment import Experiment, ParameterError
+from fer_lib.losses import cross_entropy
 from fer_lib.methods import Method, build_method
 from fer_lib.metrics import Scores, confusion_matrix, scores
 from fer_lib.models import Site, build_model, load_weights, sites
@@ -359,9 +360,8 @@ class Learner:
         x = self.augmentation.apply(x, k).contiguous(memory_format=self.layout)
         with self.precision.autocast():
             logits = self.network(x)
-        loss = F.cross_entropy(logits.to(self.precision.loss_dtype), at(self.targets, k), self.weight,
-                               label_smoothing=self.e.label_smoothing,
-                               reduction="mean" if self.world.size == 1 else "sum")
+        loss = cross_entropy(logits.to(self.precision.loss_dtype), at(self.targets, k), self.weight,
+                             self.e.label_smoothing, "mean" if self.world.size == 1 else "sum")
         if self.world.size > 1:                         # so that the ranks' mean is the whole batch's (weighted) mean
             loss = loss / at(self.divisors, k)
         return loss

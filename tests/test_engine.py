@@ -46,6 +46,8 @@ KINDS = {
     "shrink and perturb": dict(method="shrink_perturb", flip_interval=4, flip_interval_unit="step"),
     "bn reset": dict(method="bn_reset", flip_interval=4, flip_interval_unit="step"),
     "shakedrop": dict(method="shakedrop"),
+    "weighted, smoothed": dict(balance="loss", label_smoothing=.1),
+    "weighted, soft": dict(balance="loss", labels="soft", label_smoothing=.1),
     "noise and restarts": dict(method="gaussian_noise+periodic+shakedrop+shrink_perturb", flip_interval=4,
                                flip_interval_unit="step"),
 }

@@ -90,6 +90,10 @@ def test_speed_on_the_newer_gpu_is_that_of_its_record():
     bf16, autorelu = "48 px, batch 64, bf16", "AutoReLU, 48 px, batch 64, default precision, "
     many = rows[bf16, "compiled, 24 runs at once"]
     one, again, two = (record["table1"][k] for k in ("one_gpu", "one_gpu_again", "two_gpus"))
+    parts = record["table1"]["where_its_time_goes"]
+    first, second, *later = parts["seconds_an_epoch"].values()
+    with_checkpoints, without, with_again = later
+    assert round(with_again, 1) == round(without, 1) and round(with_checkpoints, 1) - round(without, 1) < .4
     for said in (f"({record['environment']['date']}, ", f"bf16 {rows[bf16, 'compiled step, one run']['ratio']:.1f} x",
                  f"24 runs {many['ratio']:.1f} x ({many['images_per_second']:,.0f} images/s;",
                  f"exact {rows[autorelu + 'recorded', 'exact']['ratio']:.3f} x, literal "
@@ -98,6 +102,12 @@ def test_speed_on_the_newer_gpu_is_that_of_its_record():
                  f"took {one['seconds_to_last_result']} and {again['seconds_to_last_result']} s from the command to "
                  f"the last result in two measurements (target ≤ {one['target_seconds']}, missed: "
                  f"{again['seconds_to_first_step']} s until the first step",
+                 f"{parts['import_torch'] + parts['import_fer_lib']:.0f} s go into importing, "
+                 f"{parts['until_first_steps']:.0f} s into building and recording {one['runs']} networks "
+                 f"({parts['of_these_building_networks']:.0f} s to build them)",
+                 f"take {first + 2 * second - 3 * without:.0f} s more than three later ones",
+                 f"an epoch takes {without:.1f} s, with checkpoints or without",
+                 f"30 of them are {30 * without:.0f} s",
                  f"then {one['seconds_an_epoch']:.1f} to {again['seconds_an_epoch']:.1f} s an epoch",
                  "and {} to {} s more".format(*sorted(k["seconds_to_end"] - k["seconds_to_last_result"]
                                                       for k in (one, again))),
