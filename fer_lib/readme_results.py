@@ -18,7 +18,7 @@ from fer_lib.claims_file import ClaimError
 from fer_lib.curves import around_toggles, stopped_at, toggle_sizes
 from fer_lib.files import RecordError, write_atomically
 from fer_lib.records import read_records
-from fer_lib.statistics import JUDGED_SEEDS, compare_arms
+from fer_lib.statistics import JUDGED_SEEDS, Interval, compare_arms
 from fer_lib.study_records import judged
 from fer_lib.verdict_figures import VERDICTS, deciding, happened, number, seeds_of, short
 from fer_lib.workspace import Workspace, find_workspace
@@ -33,8 +33,9 @@ def section(workspace: Workspace, study: str = "table1") -> str:
     """The text between the markers."""
     runs = read_records(workspace.root / "notebooks" / "results" / study).runs
     verdicts = judged(workspace)
-    return "\n\n".join([_made(runs, study), _table(runs), _reading(runs), _claims_head(verdicts), _claims(verdicts),
-                        _beside(workspace)])
+    parts = [_made(runs, study), _table(runs), _reading(runs), _controls(verdicts, runs), _claims_head(verdicts),
+             _claims(verdicts), _beside(workspace)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _made(runs: pd.DataFrame, study: str) -> str:
@@ -136,6 +137,26 @@ def _fit(runs: pd.DataFrame) -> str:
            f"its validation loss {own['chosen_val_loss'].mean():.1f}; whether a gain survives a stronger one is C21."
 
 
+def _controls(verdicts: Sequence[ClaimVerdict], runs: pd.DataFrame) -> str:
+    """What other noise, other restarts and chance alone do, beside the paper's methods; empty without their records."""
+    compared = {short(c).split(" - ")[0].removeprefix("controls/"): c.judgement for v in verdicts
+                if v.claim.name in ("K1", "K3") for c in v.contrasts if c.judgement.n}
+    if not compared:
+        return ""
+    own = {r.arm: r.difference for r in compare_arms(runs, MEASURE).itertuples()}
+    found = [(name, j.n, j.estimate) for name, j in compared.items()]
+    paper = [arm for arm in ("dropout", "periodic", "dynamic") if arm in own]
+    found += [(f"{arm} (the paper's)", own[arm].n, own[arm]) for arm in paper]
+    found.sort(key=lambda row: -row[2].mean)
+    rows = [[f"`{name}`" if name in compared else name, n, number(difference)] for name, n, difference in found]
+    above = [name for name, _, d in found if d.low > 0 and name in compared and name != "again"]
+    text = f"Other noise and other restarts against the same baseline, paired by seed, not adjusted. Above it lie " \
+           f"{', '.join(above) or 'none'}. `again` is the baseline with other seeds: what chance alone shows. The " \
+           "methods are described below."
+    return "### What else raises F1\n\n" + _wrapped(text) + "\n\n" + _markdown(
+        ["arm", "n", "macro-F1 against baseline"], rows)
+
+
 def _claims_head(verdicts: Sequence[ClaimVerdict]) -> str:
     named = [(name, [v.claim.name for v in verdicts if v.verdict == name]) for name in VERDICTS]
     data = sorted({d for v in verdicts for c in v.contrasts if c.judgement.n for d in c.sample.data})
@@ -163,6 +184,11 @@ def _beside(workspace: Workspace) -> str:
     if len(below) and len(above):
         said.append(f"C4 is judged at {stopped['epochs'].max()} epochs and p = .5: stopped at {below.max()} epochs or "
                     f"earlier, dropout would lie below the baseline; from {above.min()} on it lies above.")
+    other = {name: _arms(results / f"dropout_{name}") for name in ("cifar10", "cars")}
+    if all(other.values()):
+        own = {name: found["dropout"] for name, found in {**other, "faces": _arms(results / "table1")}.items()}
+        said.append("C5: dropout changes F1 by {cifar10:+.3f} on CIFAR-10, by {cars:+.3f} on Stanford Cars, and by "
+                    "{faces:+.3f} on faces.".format(**{name: d.mean for name, d in own.items()}))
     sweep = read_records(results / "t_sweep").runs if (results / "t_sweep").exists() else pd.DataFrame()
     if len(sweep) and len(often := sweep[sweep["name"] == "T_1_step"]):
         same = table1.runs[(table1.runs["name"] == "baseline") & table1.runs["seed"].isin(often["seed"])]
@@ -176,6 +202,13 @@ def _beside(workspace: Workspace) -> str:
               for arm, w0 in arms.items() if arm in flips.index]
     said.append(f"C14 is judged by F1 alone, which can't see whether the method acts: {', '.join(turned)}.")
     return _wrapped(" ".join(["**Beside the verdicts.**", *said]))
+
+
+def _arms(folder: Path) -> dict[str, Interval]:
+    """The arms' differences from their baseline; empty without records."""
+    if not folder.exists():
+        return {}
+    return {r.arm: r.difference for r in compare_arms(read_records(folder).runs, MEASURE).itertuples() if r.difference}
 
 
 def _claims(verdicts: Sequence[ClaimVerdict]) -> str:

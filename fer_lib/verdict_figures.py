@@ -274,8 +274,9 @@ def _papers(v: ClaimVerdict) -> bool:
 
 
 def sentence(v: ClaimVerdict) -> str:
-    """The claim and its verdict in words, with what the verdict stands on."""
+    """The claim and its verdict in words, with what the verdict stands on, or with what is shown where all is."""
+    told = [c for c in v.contrasts if c.contrast.direction != "shown"] or v.contrasts
     parts = [f"{short(c)}: {c.contrast.metric} {number(c.judgement.estimate)} (n = {c.judgement.n})"
-             for c in v.contrasts if c.judgement.n and c.contrast.direction != "shown"]
+             for c in told if c.judgement.n]
     said = f"{head(v)} {'; '.join(parts)}." if parts else head(v)
     return f"{said} ({v.reason}.)" if v.reason else said

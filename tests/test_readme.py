@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from fer_lib import readme_results
 from fer_lib.experiment import Experiment
@@ -63,6 +64,23 @@ def test_another_number_is_found_and_mended(tmp_path, monkeypatch, capsys):
 def test_markers_that_are_not_there_are_named(text):
     with pytest.raises(RecordError, match="README.md needs the lines"):
         readme_results.written(text, "results")
+
+
+def test_what_else_raises_f1_is_the_controls_paired_by_seed():
+    """Counted anew from the tables; `again` has the baseline's seeds and 100."""
+    runs = {name: read_records(ROOT / "notebooks" / "results" / name).runs for name in ("table1", "controls")}
+    score = {(name, arm): own.set_index("seed")["chosen_test_macro_f1"] for name, table in runs.items()
+             for arm, own in table.groupby("name")}
+    text = README.split("### What else raises F1", 1)[1].split("###", 1)[0]
+    shown = {row[0].strip("`"): row[1:] for row in rows_after("### What else raises F1") if row[0].startswith("`")}
+    above = set(re.split(r",\s+", text.split("Above it lie ", 1)[1].split(". ", 1)[0]))
+    assert set(shown) == set(runs["controls"]["name"]) - {"bn_negation"}    # K2's: against the periodic arm
+    for arm, (n, said) in shown.items():
+        own = score["controls", arm].rename(lambda seed, arm=arm: seed - 100 * (arm == "again"))
+        d = (own - score["table1", "baseline"]).dropna()
+        low = d.mean() - stats.t.ppf(.975, len(d) - 1) * d.sem()
+        assert n == str(len(d)) and said.startswith(f"{d.mean():+.3f} [{low:+.3f}, ")
+        assert (arm in above) == (low > 0)
 
 
 def test_speed_is_that_of_the_record():

@@ -76,6 +76,12 @@ def test_the_numbers_shown_are_those_that_decided(kit):
     shown = dataclasses.replace(c13, contrasts=tuple(
         dataclasses.replace(c, contrast=dataclasses.replace(c.contrast, direction="shown")) for c in c13.contrasts))
     assert verdict_figures.deciding(shown) is None
+    told = verdict_figures.sentence(shown)
+    here = [c for c in shown.contrasts if c.judgement.n]
+    for c in here:                                      # what is only shown stands in the sentence where all is
+        assert f"{verdict_figures.short(c)}: {c.contrast.metric} {verdict_figures.number(c.judgement.estimate)}" in told
+    half = dataclasses.replace(c13, contrasts=(c13.contrasts[0], shown.contrasts[1]))
+    assert verdict_figures.sentence(half).count("(n = ") == 1 and told.count("(n = ") == len(here) > 2
 
 
 def test_a_mean_that_one_seed_makes_is_shown_with_its_median(tmp_path):
