@@ -54,6 +54,7 @@ from fer_lib.data import (
     used_rows,
 )
 from fer_lib.experiment import Experiment, ParameterError
+from fer_lib.late_imports import unmarked
 from fer_lib.losses import cross_entropy
 from fer_lib.methods import Method, build_method
 from fer_lib.metrics import Scores, confusion_matrix, scores
@@ -69,6 +70,7 @@ BLOCK_SECONDS = .25             # and seconds for each run, so that slow steps c
 BUFFER_BYTES = 64 * 2 ** 20     # of w and sign logs at most, a block: blocks get shorter where every element has a w
 EVALUATION_BATCH = 512
 RECORDED_BATCHES = 64           # of an evaluation at most: a longer one is not bound by its launches
+NARROW = .01                    # a width for questions about a network whose answer is the same at all widths
 LEAVE = threading.Event()       # set by any thread: what this process trains stops after the step, as at Ctrl-C
 
 
@@ -174,11 +176,12 @@ def check(e: Experiment, data: PackedDataset, world: World = ALONE) -> None:
     _check_network(replace(e, seed=0, study="scratch", name="", data="synthetic"), len(data.classes), tuple(data.image))
 
 
-@functools.lru_cache(maxsize=1024)                      # half a second, the same for all seeds of an arm
+@functools.lru_cache(maxsize=1024)                      # the same for all seeds of an arm
 def _check_network(e: Experiment, classes: int, image: tuple[int, int, int]) -> None:
+    """On a network as narrow as can be: what sites it has and what fits there does not depend on the width."""
     try:
-        with torch.device("meta"):
-            model = _model(e, classes, image)
+        with torch.random.fork_rng(devices=[]):
+            model = _model(replace(e, width=min(e.width, NARROW)), classes, image)
             if e.batch_size == 1:
                 _check_norms(model, _image(e, image))
             build_method(e.method, vars(e)).modify(model, _image(e, image))
@@ -187,7 +190,7 @@ def _check_network(e: Experiment, classes: int, image: tuple[int, int, int]) -> 
 
 
 def _check_norms(model: nn.Module, image: tuple[int, int, int]) -> None:
-    """Batch normalisation can't train on a single value a channel. `model` is on the meta device."""
+    """Batch normalisation can't train on a single value a channel."""
     try:
         model.train()(torch.empty(1, *image))
     except ValueError:
@@ -755,9 +758,9 @@ def build_optimizer(e: Experiment, model: nn.Module) -> Optimizer:
         groups = [{"params": [p for p in parameters if id(p) not in flat], "weight_decay": e.weight_decay},
                   {"params": [p for p in parameters if id(p) in flat], "weight_decay": 0.}]
     if e.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=e.lr, momentum=e.momentum, fused=True)
+        return unmarked(torch.optim.SGD)(groups, lr=e.lr, momentum=e.momentum, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[e.optimizer]
-    return kind(groups, lr=e.lr, betas=(e.beta1, e.beta2), eps=e.eps, fused=True)
+    return unmarked(kind)(groups, lr=e.lr, betas=(e.beta1, e.beta2), eps=e.eps, fused=True)
 
 
 def build_scheduler(e: Experiment, optimizer: Optimizer) -> LRScheduler:
@@ -867,7 +870,8 @@ def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.de
         yield settle
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        if torch.are_deterministic_algorithms_enabled() != before[1]:   # setting it imports torch's compiler
+            torch.use_deterministic_algorithms(before[1])
         torch.backends.cudnn.benchmark = before[2]
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3:]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from distributed import get_worker
 
 from fer_lib.files import RecordError, write_atomically
+from fer_lib.late_imports import without_grammar
 from fer_lib.workspace import Workspace
 
 NOTEBOOK = "notebooks/04_train.ipynb"
@@ -75,7 +76,8 @@ def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], ro
     """Execute a notebook by papermill from the project's root, quietly. Raises PapermillExecutionError, and Interrupted
     where `kernel` was stopped outside of its cells.
     """
-    import papermill  # late: it takes seconds, and only some commands need it
+    with without_grammar():
+        import papermill  # late: it takes a while, and only some commands need it
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
 
@@ -160,8 +162,9 @@ def execute(parameters: dict[str, object], workspace: Workspace, target: Path) -
 
 
 def _execute(parameters: dict[str, object], workspace: Workspace, target: Path, kernel: Kernel) -> str:
+    with without_grammar():
+        from papermill import PapermillExecutionError
     from nbclient.exceptions import DeadKernelError
-    from papermill import PapermillExecutionError
 
     os.environ.update(OMP_NUM_THREADS=str(parameters["threads"]), JUPYTER_PREFER_ENV_PATH="1",
                       FER_PACKED=str(workspace.packed), FER_RUNS=str(workspace.runs))   # the kernel's, on any machine

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fer_lib.activations import SignFlip
+from fer_lib.late_imports import without_compiler
+
+with without_compiler():
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 LAYERS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet34": (BasicBlock, [3, 4, 6, 3]),
           "resnet50": (Bottleneck, [3, 4, 6, 3])}

@@ -18,6 +18,7 @@ from fer_lib.cluster import ClusterError, connect, start_here
 from fer_lib.experiment import Experiment, ParameterError, as_number, settings_of
 from fer_lib.files import RecordError
 from fer_lib.kernels import run_notebook
+from fer_lib.late_imports import without_grammar
 from fer_lib.records import read_records
 from fer_lib.runs import Run, open_run
 from fer_lib.scheduling import Batch, Outcome, measured_groups
@@ -227,7 +228,8 @@ def write_report(study: Study, workspace: Workspace) -> Path:
     """Execute the study's report notebook on its records, claims judged where it is one of theirs. Raises RecordError
     where it fails.
     """
-    from papermill import PapermillExecutionError
+    with without_grammar():
+        from papermill import PapermillExecutionError
 
     target = workspace.runs / study.name / Path(study.report).name
     inside = workspace.runs == workspace.root / "runs"
