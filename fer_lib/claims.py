@@ -120,6 +120,19 @@ class _Unusable(Exception):
     """Why records can't be used for a contrast."""
 
 
+@dataclass(frozen=True)
+class _Arm:
+    """What a comparison asks of an arm's runs: by seed their ids and places (device, precision); by setting the values
+    that must be the others', too.
+    """
+
+    ids: dict[int, str]
+    places: dict[int, str]
+    same: dict[str, set[str]]
+    drawn: bool
+    data: set[str]
+
+
 class _Study:
     """A study's records, read once, and each metric of each arm, computed once."""
 
@@ -128,19 +141,18 @@ class _Study:
         with contextlib.suppress(RecordError):
             self.records = read_records(folder)
         self._measured: dict[tuple[str, str], pd.Series] = {}
-        self._runs: dict[str, pd.DataFrame] = {}
+        self._arms: dict[str, _Arm] = {}
         self._tables: dict[str, list[RunTables]] = {}
 
-    def runs(self, arm: str) -> pd.DataFrame:
-        """The arm's rows of the runs table, what a comparison asks of them, with `place`, where they ran. Raises
-        _Unusable with the reason why they can't be used.
-        """
-        if arm not in self._runs:
-            own = self._usable(arm)
-            columns = [c for c in ("seed", "id", "drawn", "data", *SAME) if c in own]
-            places = [f"{device}, {precision}" for device, precision in zip(own["env_device"], own["env_precision"])]
-            self._runs[arm] = own[columns].assign(place=places)
-        return self._runs[arm]
+    def arm(self, name: str) -> _Arm:
+        """Raises _Unusable with the reason why its runs can't be used."""
+        if name not in self._arms:
+            own = self._usable(name)
+            places = (f"{device}, {precision}" for device, precision in zip(own["env_device"], own["env_precision"]))
+            same = {key: {str(v) for v in own[key].unique()} if key in own else {"none"} for key in SAME}
+            self._arms[name] = _Arm(dict(zip(own["seed"], own["id"])), dict(zip(own["seed"], places)), same,
+                                    bool(own["drawn"].any()), set(own["data"]))
+        return self._arms[name]
 
     def _usable(self, arm: str) -> pd.DataFrame:
         if self.records is None or self.records.runs.empty:
@@ -158,13 +170,20 @@ class _Study:
     def measured(self, arm: str, metric: str) -> pd.Series:
         """By seed. Raises _Unusable where the records don't have it."""
         if (arm, metric) not in self._measured:
-            if metric in METRICS and arm not in self._tables:
-                self._tables[arm] = run_tables(self.records, arm)
             try:
-                self._measured[arm, metric] = measured(self.records, arm, metric, self._tables.get(arm))
+                self._measured[arm, metric] = measured(self.records, arm, metric,
+                                                       self._run_tables(arm) if metric in METRICS else None)
             except ValueError:
                 raise _Unusable(f"the records of {self.name}/{arm} have no {metric}") from None
         return self._measured[arm, metric]
+
+    def _run_tables(self, arm: str) -> list[RunTables]:
+        if arm not in self._tables:
+            self._tables[arm] = run_tables(self.records, arm)
+        return self._tables[arm]
+
+    def only_counted(self, arm: str) -> int:
+        return only_counted(self._run_tables(arm))
 
     def unfinished(self, arm: str) -> int:
         return sum(line.startswith(f"{arm}-") for line in self.records.unfinished)
@@ -177,14 +196,18 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
         study, name = studies[arm.split("/", 1)[0]], arm.split("/", 1)[1]
         shift = contrast.seed_shift if arm in contrast.a else 0
         try:
-            own, found = study.runs(name), study.measured(name, contrast.metric)
+            own, found = study.arm(name), study.measured(name, contrast.metric)
         except _Unusable as reason:
             return _nothing(str(reason))
-        runs[arm], values[arm] = own.set_index(own["seed"] - shift), found.dropna()
-        values[arm].index -= shift
+        values[arm] = found.dropna()
+        if shift:
+            values[arm].index -= shift
+            own = replace(own, ids={seed - shift: one for seed, one in own.ids.items()},
+                          places={seed - shift: place for seed, place in own.places.items()})
+        runs[arm] = own
         if missing := len(found) - len(values[arm]):
             notes.append(f"{missing} of {len(found)} runs of {arm} have no {contrast.metric}" + (
-                "; of their flips the records keep only the number" if only_counted(study.records, name) else ""))
+                "; of their flips the records keep only the number" if study.only_counted(name) else ""))
         if unfinished := study.unfinished(name):
             notes.append(f"{unfinished} runs of {arm} are not finished")
     compared = [contrast.a + contrast.b] + ([contrast.against] if contrast.against else [])
@@ -194,7 +217,7 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
     seeds = sorted(set.intersection(*(set(v.index) for v in values.values())))
     if not seeds:
         return _nothing(f"no seed with all of {', '.join(runs)}", notes)
-    places = {arm: own["place"].to_dict() for arm, own in runs.items()}
+    places = {arm: own.places for arm, own in runs.items()}
     if not contrast.across_precisions:
         mixed = [s for s in seeds if any(len({places[arm][s] for arm in arms}) > 1 for arms in compared)]
         seeds = [s for s in seeds if s not in mixed]
@@ -211,9 +234,9 @@ def _sample(contrast: Contrast, studies: dict[str, _Study]) -> Sample:
         result = result - side(contrast.b)
     if contrast.against:
         result = result - (values[contrast.against[0]][seeds] - values[contrast.against[1]][seeds])
-    ids = tuple(runs[arm]["id"][s] for arm in runs for s in seeds)
-    drawn = any(bool(runs[arm]["drawn"].any()) for arm in runs)
-    data = tuple(sorted({name for arm in runs for name in runs[arm]["data"]}))
+    ids = tuple(own.ids[s] for own in runs.values() for s in seeds)
+    drawn = any(own.drawn for own in runs.values())
+    data = tuple(sorted(set().union(*(own.data for own in runs.values()))))
     return Sample(result, ids, tuple(notes), drawn=drawn, data=data)
 
 
@@ -229,10 +252,10 @@ def _spread(values: list[pd.Series]) -> pd.Series:
     return table.max(axis=1) - table.min(axis=1)
 
 
-def _incomparable(arms: tuple[str, ...], runs: dict[str, pd.DataFrame]) -> str:
+def _incomparable(arms: tuple[str, ...], runs: dict[str, _Arm]) -> str:
     """Why runs of these arms can't be subtracted from each other; empty where they can."""
     for key in SAME:
-        found = {str(v) for arm in arms for v in (runs[arm][key].unique() if key in runs[arm] else ["none"])}
+        found = set().union(*(runs[arm].same[key] for arm in arms))
         if len(found) > 1:
             names = ", ".join(dict.fromkeys(arms))
             return f"{names} differ in {key.removeprefix('setting_')}: {', '.join(sorted(found))}"

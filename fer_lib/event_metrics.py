@@ -8,6 +8,7 @@ validated with the sign before. Losses of an epoch are means over its steps, so 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -26,10 +27,20 @@ class RunTables:
 
     def by_epoch(self, split: str, column: str) -> pd.Series:
         """A column of the split's scores as trained, by epoch; empty where the records keep none."""
-        if self.epochs.empty:
+        if split not in self._rows:
             return pd.Series(dtype=float)
-        rows = self.epochs[(self.epochs["split"] == split) & (self.epochs["mode"] == "trained")]
-        return rows.set_index("epoch")[column].sort_index()
+        rows = self._rows[split]
+        epochs = pd.Index(self.epochs["epoch"].to_numpy()[rows], name="epoch")
+        return pd.Series(self.epochs[column].to_numpy()[rows], epochs, name=column)
+
+    @cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        """By split, the places of its rows as trained, in the order of their epochs."""
+        if self.epochs.empty:
+            return {}
+        order = np.argsort(self.epochs["epoch"].to_numpy(), kind="stable")
+        mode, split = (self.epochs[column].to_numpy(object)[order] for column in ("mode", "split"))
+        return {name: order[(mode == "trained") & (split == name)] for name in set(split)}
 
     @property
     def has_flips(self) -> bool:
@@ -169,9 +180,9 @@ def measured(records: Records, arm: str, metric: str, tables: Sequence[RunTables
     return pd.Series({run.row.name: METRICS[metric](run) for run in tables}, dtype=float)
 
 
-def only_counted(records: Records, arm: str) -> int:
-    """The arm's runs that had flips whose steps the records don't keep: what needs them is NaN for these."""
-    return sum(not run.has_flips for run in run_tables(records, arm))
+def only_counted(tables: Sequence[RunTables]) -> int:
+    """The runs that had flips whose steps the records don't keep: what needs them is NaN for these."""
+    return sum(not run.has_flips for run in tables)
 
 
 def run_tables(records: Records, arm: str) -> list[RunTables]:
