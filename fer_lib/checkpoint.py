@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fer_lib.files import RecordError, write_atomically
@@ -63,17 +63,20 @@ def write_state(path: Path, state: dict) -> None:
 
 
 def read_state(path: Path) -> dict:
-    """What `write_state` wrote, tensors on the CPU. Raises RecordError where it is damaged or of another format."""
+    """What `write_state` wrote, tensors on the CPU: one state, also where the file is replaced in this moment. Raises
+    RecordError where it is damaged or of another format.
+    """
     try:
-        with safe_open(path, framework="pt") as f:
-            written = (f.metadata() or {}).get("format", "1")           # the first versions wrote none
-            if written != str(STATE_FORMAT):
-                raise RecordError(f"'{path.parent.name}/{path.name}' is a checkpoint of format {written}, this version "
-                                  f"reads {STATE_FORMAT}: finish the run with the version of this kit that began it, "
-                                  "or delete the run's folder to train it anew")
-            tensors = {key: f.get_tensor(key) for key in f.keys()}
-            return _lower(json.loads(f.metadata()["state"]), tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        content = path.read_bytes()                     # safetensors' own reader opens a file twice, by its name
+        length = int.from_bytes(content[:8], "little")
+        head = json.loads(content[8:8 + length])["__metadata__"]
+        written = head.get("format", "1")               # the first versions wrote none
+        if written != str(STATE_FORMAT):
+            raise RecordError(f"'{path.parent.name}/{path.name}' is a checkpoint of format {written}, this version "
+                              f"reads {STATE_FORMAT}: finish the run with the version of this kit that began it, "
+                              "or delete the run's folder to train it anew")
+        return _lower(json.loads(head["state"]), load(content))
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise RecordError(f"'{path.parent.name}/{path.name}' is damaged ({error}): delete that file to start the run "
                           "anew") from None
 

@@ -32,6 +32,7 @@ BEAT = 5.               # seconds between two signs of life
 SILENT = 60.            # without one another machine's process may be dead: longer than NFS keeps times in its cache
 PROOF = 3 * BEAT        # and is, if none comes while we watch
 ATTEMPTS = 100
+EXITING = 0x4           # PF_EXITING of Linux
 
 
 class Busy(RecordError):
@@ -78,12 +79,19 @@ def _machine() -> str:
 
 
 def _begun(pid: int) -> int:
-    """When the process began, in ticks since the boot; -1 where there is none, or it has only to be reaped."""
+    """When the process began, in ticks since the boot; -1 where there is none, or it has only to be reaped, or is
+    ending: its connections may be closed by then, so that somebody has been told to go on with its run.
+    """
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return _begun_of(Path(f"/proc/{pid}/stat").read_text())
     except OSError:
         return -1
-    return -1 if state in "ZX" else int(rest[18])
+
+
+def _begun_of(stat: str) -> int:
+    """From a line of proc(5), /proc/PID/stat: its fields 3 (state), 9 (flags) and 22 (when it started)."""
+    state, *rest = stat.rpartition(")")[2].split()
+    return -1 if state in "ZX" or int(rest[5]) & EXITING else int(rest[18])
 
 
 def _now() -> float:

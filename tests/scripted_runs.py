@@ -42,7 +42,7 @@ def follow(path: Path, name: str, seed: int) -> str:
     write(path, "running")
     told: list[bool] = []
     with leaving(lambda: told.append(True)):
-        while steps(path) < STEPS.get(name, 4):
+        while name == "poison" or steps(path) < STEPS.get(name, 4):
             add(path / "steps", str(steps(path) + 1))
             time.sleep(SECONDS)
             if name == "poison" or (name == "once" and lines(path / "starts") == 1):

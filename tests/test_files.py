@@ -116,6 +116,28 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     assert not same(back, {**state, "flag": 1})         # the comparison itself is strict
 
 
+def test_a_state_that_is_replaced_while_it_is_read_is_one_state(tmp_path):
+    """Another process writes states of many sizes: what is read is one of them."""
+    program = """
+import sys, itertools, torch
+from pathlib import Path
+from fer_lib.checkpoint import write_state
+for k in itertools.count():
+    write_state(Path(sys.argv[1]), {"step": k, "w": torch.full((1 + k % 7 * 5000,), float(k))})
+    print(k, flush=True)
+"""
+    path = tmp_path / "checkpoint.safetensors"
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        steps = [-1]
+        while steps[-1] < 60:
+            state = read_state(path)
+            assert len(state["w"]) == 1 + state["step"] % 7 * 5000 and (state["w"] == state["step"]).all()
+            steps.append(state["step"])
+        writer.kill()
+    assert steps == sorted(steps)
+
+
 def test_a_state_of_something_else_is_refused(tmp_path):
     with pytest.raises(TypeError, match="not set at '/a/1'"):
         write_state(tmp_path / "a.safetensors", {"a": [1, {2}]})

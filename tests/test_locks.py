@@ -281,3 +281,29 @@ def test_a_steered_run_keeps_its_lock_and_frees_the_place(tmp_path):
     plain = trained(tmp_path, data, epochs=2)
     list(steered)
     assert plain.finished and run.finished and plain.path != run.path and listing(run) == FINISHED | {"events.parquet"}
+
+
+# --- who is alive ---
+
+
+@pytest.mark.parametrize(("state", "flags", "begun"), [
+    ("R", 0x400000, 12345), ("S", 0x400140, 12345), ("Z", 0x40844c, -1), ("X", 0, -1), ("R", 0x400004, -1),
+    ("D", 4, -1)])
+def test_a_process_that_ends_is_dead(state, flags, begun):
+    """Lines of proc(5): the name may hold anything."""
+    fields = [7, 7, 7, 0, -1, flags, *[0] * 12, 12345, 99]
+    assert locks._begun_of(f"4711 (a) R (b {state} Z) {state} {' '.join(map(str, fields))}\n") == begun
+    assert locks._begun(os.getpid()) > 0
+
+
+def test_a_killed_process_is_dead_as_soon_as_its_connections_are_closed():
+    """So that whoever goes on with its run because of that gets the lock."""
+    program = "import threading, time\nfor _ in range(20): threading.Thread(target=time.sleep, args=(60,)).start()\n" \
+              "print('x', flush=True)\ntime.sleep(60)"
+    for _ in range(10):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            assert locks._begun(process.pid) > 0
+            process.kill()
+            process.stdout.read()
+            assert locks._begun(process.pid) == -1

@@ -14,7 +14,7 @@ ASK_THE_HOST = {"aten::item", "aten::_local_scalar_dense", "aten::masked_select"
 
 
 def operations(work) -> set[str]:
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
         work()
     return {event.key for event in found.key_averages()}
 
