@@ -70,5 +70,5 @@ def without_grammar() -> Iterator[None]:
     try:
         yield
     finally:
-        if absent:
-            del sys.modules[GRAMMAR]
+        if absent and sys.modules.get(GRAMMAR) is None:
+            sys.modules.pop(GRAMMAR, None)              # another thread may have done so
