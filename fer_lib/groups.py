@@ -3,6 +3,7 @@
 import gc
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -164,8 +165,7 @@ def _train(runs: Sequence[Run], device: torch.device, say: Callable[[str], None]
     """"" where all finished, OUT_OF_MEMORY, or the sentence of a run that diverged."""
     reason = ""
     try:
-        for _ in follow(record(runs, device), say):
-            pass
+        deque(follow(record(runs, device), say), maxlen=0)        # a loop's variable would keep the last run's memory
     except Diverged as error:
         reason = str(error)
     except torch.OutOfMemoryError:

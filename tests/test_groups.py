@@ -1,5 +1,6 @@
 """Runs that share a GPU: which together, what happens when memory runs out or one diverges, and processes that die."""
 
+import gc
 import json
 import os
 import signal
@@ -97,11 +98,15 @@ def runs_in(folder: Path, data, count: int = 4, **settings) -> list[Run]:
 
 @pytest.fixture
 def scarce(monkeypatch):
-    """A device with room for `room` learners: a step of more of them fails in the second epoch."""
+    """A device with room for `room` learners: a step of more of them fails in the second epoch. left: how many learners
+    of the groups before lived when the next group began.
+    """
     alive: list[int] = []
     record, advance = groups.record, engine.Learner.advance
 
     def counted(runs, device):
+        if alive:                                       # the first group may find those of earlier tests
+            limited.left += sum(type(o) is engine.Learner for o in gc.get_objects())
         alive.append(len(runs))
         yield from record(runs, device)
 
@@ -110,7 +115,7 @@ def scarce(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         advance(self)
 
-    limited.room = 2
+    limited.room, limited.left = 2, 0
     monkeypatch.setattr(groups, "record", counted)
     monkeypatch.setattr(engine.Learner, "advance", limited)
     limited.tried = alive
@@ -121,7 +126,7 @@ def test_out_of_memory_makes_smaller_groups_and_loses_nothing(scarce, tmp_path):
     data, said = make_data(), []
     runs = runs_in(tmp_path / "together", data)
     assert train_group(runs, CPU, said.append) == {}
-    assert scarce.tried == [4, 2, 2]
+    assert scarce.tried == [4, 2, 2] and not scarce.left
     assert "the GPU's memory is too small for 4 runs together: 2 at a time now" in said
     scarce.room = 9
     for run in runs:
@@ -133,7 +138,7 @@ def test_a_run_too_large_for_the_gpu_alone_fails_by_itself(scarce, tmp_path):
     scarce.room = 0
     runs = runs_in(tmp_path, make_data(), 2)
     assert train_group(runs, CPU, lambda line: None) == {0: OUT_OF_MEMORY, 1: OUT_OF_MEMORY}
-    assert scarce.tried == [2, 1, 1] and {run.status for run in runs} == {"interrupted"}
+    assert scarce.tried == [2, 1, 1] and not scarce.left and {run.status for run in runs} == {"interrupted"}
 
 
 def test_a_run_that_diverges_leaves_the_group_and_the_others_go_on(tmp_path):
@@ -258,17 +263,19 @@ def test_a_group_that_is_interrupted_is_checkpointed_and_goes_on(workspace):
 # --- on a GPU ---
 
 
+def reserved() -> int:
+    """What the process keeps for good. cuBLAS has two workspaces a stream, 64 MiB on an H200, and up to 32 streams."""
+    torch._C._cuda_clearCublasWorkspaces()
+    groups.free_memory()
+    return torch.cuda.memory_reserved()
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_the_fit_counts_memory_and_stops_where_it_would_be_full(monkeypatch):
     data, e = make_data(sizes={"train": 512, "val": 64}, side=48), Experiment(batch_size=32, width=.25)
     device = torch.device("cuda:0")
     monkeypatch.setattr(groups, "GAIN", 0.)             # whatever else this GPU does now
-
-    def reserved() -> int:
-        torch._C._cuda_clearCublasWorkspaces()          # two a stream, 64 MiB on an H200: the next on it takes them
-        groups.free_memory()
-        return torch.cuda.memory_reserved()
 
     before = reserved()                                 # by tests that ran in this process
     found = measure_fit(e, data, device, 8)
@@ -281,15 +288,16 @@ def test_the_fit_counts_memory_and_stops_where_it_would_be_full(monkeypatch):
 @pytest.mark.gpu
 @needs_gpu
 def test_real_memory_pressure_makes_the_group_smaller(tmp_path):
-    """The process may have 3 GiB: four runs of about a GiB don't fit together."""
+    """The process may have 3 GiB beside what earlier tests left: four runs of about a GiB don't fit together."""
     device = torch.device("cuda:0")
     data = make_data(sizes={"train": 512, "val": 64}, side=112)
     runs = [Run(Experiment(study="s", seed=k, batch_size=256, epochs=2, checkpoint_seconds=0.), data, tmp_path)
             for k in range(4)]
-    torch.cuda.set_per_process_memory_fraction(3 * 2 ** 30 / torch.cuda.mem_get_info(device)[1], device)
+    before = reserved()
+    torch.cuda.set_per_process_memory_fraction((before + 3 * 2 ** 30) / torch.cuda.mem_get_info(device)[1], device)
     said: list[str] = []
     try:
-        assert train_group(runs, device, said.append) == {}
+        assert train_group(runs, device, said.append) == {}, f"with {before / 2 ** 30:.2f} GiB held before"
     finally:
         torch.cuda.set_per_process_memory_fraction(1., device)
     assert any("too small for 4 runs together: 2 at a time now" in line for line in said)
