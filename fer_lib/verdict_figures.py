@@ -178,20 +178,20 @@ def _row(tag: str, cells: Iterable[object], styles: Iterable[str]) -> str:
 
 
 def lines(table: pd.DataFrame, most: int = 110) -> str:
-    """`contrast_table`'s rows as text: contrasts to the left, over several lines where the table would be too wide.
+    """`contrast_table`'s rows as text: contrasts to the left, or each above its numbers where the table would be too
+    wide.
 
     most: characters of a line.
     """
-    others = table.drop(columns="contrast").to_string(index=False).splitlines()[0]
-    width = max(24, most - 1 - len(others))
-    rows = []
-    for row in table.to_dict("records"):
-        first, *more = wrap(row["contrast"], width, subsequent_indent="  ")
-        rows += [row | {"contrast": first}, *(dict.fromkeys(row, "") | {"contrast": part} for part in more)]
-    shown = pd.DataFrame(rows)
-    longest = shown["contrast"].str.len().max()
-    return shown.assign(contrast=shown["contrast"].str.ljust(longest)).rename(
-        columns={"contrast": "contrast".ljust(longest)}).to_string(index=False)
+    numbers = table.drop(columns="contrast").to_string(index=False).splitlines()
+    longest = max(map(len, ("contrast", *table["contrast"])))
+    if longest + 1 + len(numbers[0]) <= most:
+        return "\n".join(f"{name:{longest}} {row}" for name, row in zip(("contrast", *table["contrast"]), numbers))
+    said = ["contrast", f"    {numbers[0]}"]
+    for name, row in zip(table["contrast"], numbers[1:]):
+        parts = wrap(name, most, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        said += [*parts, f"    {row}"]
+    return "\n".join(said)
 
 
 def short(c: ContrastVerdict) -> str:
