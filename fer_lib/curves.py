@@ -125,8 +125,9 @@ def wobble(records: Records) -> pd.DataFrame:
     """
     rows = []
     for arm in records.runs["name"].unique():
-        for seed in by_epoch(records, arm, "macro_f1"):
-            f1 = pd.DataFrame({split: by_epoch(records, arm, "macro_f1", split).get(seed) for split in ("val", "test")})
+        splits = {split: by_epoch(records, arm, "macro_f1", split) for split in ("val", "test")}
+        for seed in splits["val"]:
+            f1 = pd.DataFrame({split: own.get(seed) for split, own in splits.items()})
             late = f1[f1.index > f1.index.max() // 2]
             if len(late) < 4:                           # no trend to speak of
                 continue
