@@ -33,9 +33,25 @@ def section(workspace: Workspace, study: str = "table1") -> str:
     """The text between the markers."""
     runs = read_records(workspace.root / "notebooks" / "results" / study).runs
     verdicts = judged(workspace)
-    parts = [_made(runs, study), _table(runs), _reading(runs), _strong(workspace, runs), _controls(verdicts, runs),
-             _claims_head(verdicts), _claims(verdicts), _beside(workspace)]
+    parts = [_short(workspace, runs), _made(runs, study), _table(runs), _reading(runs), _strong(workspace, runs),
+             _controls(verdicts, runs), _claims_head(verdicts), _claims(verdicts), _beside(workspace)]
     return "\n\n".join(filter(None, parts))
+
+
+def _short(workspace: Workspace, plain: pd.DataFrame) -> str:
+    """Where the three methods' F1 lies, by their intervals."""
+    strong = _arms(workspace.root / "notebooks" / "results" / "strong")
+    said = [f"**In short**, macro-F1 against the baseline: {_effects(_differences(plain))}."]
+    if strong:
+        said.append(f"With a strong recipe in all arms: {_effects(strong)}.")
+    return _wrapped(" ".join([*said, "Which of the paper's claims hold on these data is judged below."]))
+
+
+def _effects(differences: dict[str, Interval]) -> str:
+    """Such as "periodic below it (-0.007 [-0.013, -0.000])"."""
+    place = lambda d: "above it" if d.low > 0 else "below it" if d.high < 0 else "not told apart from it"  # noqa: E731
+    return ", ".join(f"{arm} {place(d)} ({number(d)})" for arm in ("periodic", "dynamic", "dropout")
+                     if (d := differences.get(arm)) and d.n > 1)
 
 
 def _made(runs: pd.DataFrame, study: str) -> str:
@@ -174,7 +190,7 @@ def _controls(verdicts: Sequence[ClaimVerdict], runs: pd.DataFrame) -> str:
                 if v.claim.name in ("K1", "K3") for c in v.contrasts if c.judgement.n}
     if not compared:
         return ""
-    own = {r.arm: r.difference for r in compare_arms(runs, MEASURE).itertuples()}
+    own = _differences(runs)
     found = [(name, j.n, j.estimate) for name, j in compared.items()]
     paper = [arm for arm in ("dropout", "periodic", "dynamic") if arm in own]
     found += [(f"{arm} (the paper's)", own[arm].n, own[arm]) for arm in paper]
@@ -237,9 +253,11 @@ def _beside(workspace: Workspace) -> str:
 
 def _arms(folder: Path) -> dict[str, Interval]:
     """The arms' differences from their baseline; empty without records."""
-    if not folder.exists():
-        return {}
-    return {r.arm: r.difference for r in compare_arms(read_records(folder).runs, MEASURE).itertuples() if r.difference}
+    return _differences(read_records(folder).runs) if folder.exists() else {}
+
+
+def _differences(runs: pd.DataFrame) -> dict[str, Interval]:
+    return {r.arm: r.difference for r in compare_arms(runs, MEASURE).itertuples() if r.difference}
 
 
 def _claims(verdicts: Sequence[ClaimVerdict]) -> str:
