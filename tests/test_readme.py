@@ -93,6 +93,28 @@ def test_what_else_raises_f1_is_the_controls_paired_by_seed():
         assert (arm in above) == (low > 0)
 
 
+def test_a_strong_recipe_is_counted_anew():
+    runs = {name: read_records(ROOT / "notebooks" / "results" / name).runs for name in ("table1", "strong")}
+    text = " ".join(README.split("**In short**", 1)[1].split("\n\n")[0].split())
+    plain, strong = text.split("With a strong recipe in all arms:")
+    shown = {row[0]: row for row in rows_after("### With a strong recipe")}
+    assert set(shown) == set(runs["strong"]["name"])
+    for said, column, study in ((strong, 3, "strong"), (plain, 4, "table1")):
+        score = {arm: own.set_index("seed")["chosen_test_macro_f1"] for arm, own in runs[study].groupby("name")}
+        for arm in ("periodic", "dynamic", "dropout"):
+            d = (score[arm] - score["baseline"]).dropna()
+            half = stats.t.ppf(.975, len(d) - 1) * d.sem()
+            low, high = d.mean() - half, d.mean() + half
+            place = "above it" if low > 0 else "below it" if high < 0 else "not told apart from it"
+            assert f"{arm} {place} ({d.mean():+.3f} [{low:+.3f}, {high:+.3f}])" in said
+            assert shown[arm][column] == f"{d.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+    base = runs["strong"][runs["strong"]["name"] == "baseline"]
+    train, val = base["chosen_train_loss"].mean(), base["chosen_val_loss"].mean()
+    assert shown["baseline"][5] == f"{train:.2f} / {val:.2f}"
+    words = " ".join(README.split("### With a strong recipe", 1)[1].split("###")[0].split())
+    assert ("It does not overfit" in words) == (val <= train)
+
+
 def test_speed_is_that_of_the_record():
     """Each line's ratio, rate, target and verdict are those of one row; no figure is without its row."""
     record = json.loads((ROOT / "notebooks" / "results" / "speed_h100.json").read_text())
