@@ -67,3 +67,15 @@ def write_json(path: Path, value: object) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, lambda p: table.to_parquet(p, index=False, compression="zstd"))
+
+
+def results_below(folder: Path) -> list[Path]:
+    """Each run's result.json, sorted. A run's own folders come and go while it trains: they are not looked into, and
+    what has just gone is left out, where Path.rglob raises FileNotFoundError.
+    """
+    found = []
+    for place, below, names in os.walk(folder):
+        if "result.json" in names:
+            found.append(Path(place) / "result.json")
+            below.clear()
+    return sorted(found)

@@ -239,7 +239,10 @@ class RunLock:
 
 def newest(folder: Path) -> tuple[int, Holder | None]:
     """(the newest number, its holder); (0, None) where there is none, and None where it was released."""
-    paths = sorted(folder.glob("[0-9]*.json"))
+    try:
+        paths = sorted(folder.glob("[0-9]*.json"))
+    except FileNotFoundError:                           # the folder goes in this moment
+        paths = []
     if not paths:
         return 0, None
     number = int(paths[-1].stem)

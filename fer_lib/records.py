@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_lib.files import RECORD_FORMAT, RecordError, write_together
+from fer_lib.files import RECORD_FORMAT, RecordError, results_below, write_together
 
 # single methods in this order, then combinations
 ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "gaussian_noise",
@@ -52,12 +52,15 @@ def read_records(folder: Path) -> Records:
     """
     if (folder / "runs.parquet").exists():
         return _read_exported(folder)
-    results = sorted(folder.rglob("result.json"))
+    results = results_below(folder)
     if not results:
         raise RecordError(f"no records in '{folder.name}': run a study first, for example 'make study'")
     rows, tables, unfinished, steered = [], {name: [] for name in (*TABLES, "robustness")}, [], []
     for path in results:
-        result = read_result(path)
+        try:
+            result = read_result(path)
+        except FileNotFoundError:                       # moved aside in this moment: it is steered now
+            continue
         if result["steered"]:
             steered.append(path.parent.name)
             continue

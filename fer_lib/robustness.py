@@ -28,7 +28,7 @@ from fer_lib.corruptions import KINDS, SEVERITIES, VERSION, corrupted
 from fer_lib.data import DataError, DeviceSplit, PackedDataset, open_packed
 from fer_lib.engine import Precision, choose_device, fast_layout
 from fer_lib.experiment import Experiment, ParameterError
-from fer_lib.files import RecordError, write_table
+from fer_lib.files import RecordError, results_below, write_table
 from fer_lib.metrics import confusion_matrix, scores
 from fer_lib.predict import load_trained
 from fer_lib.workspace import Workspace, find_workspace
@@ -84,7 +84,7 @@ class Finished:
 def finished_runs(folder: Path) -> list[Finished]:
     """Those below the folder that no reader steered. Raises RecordError where there are none."""
     found = []
-    for path in sorted(folder.rglob("result.json")):
+    for path in results_below(folder):
         try:
             result = json.loads(path.read_text())
             if result["status"] == "finished" and not result["steered"]:

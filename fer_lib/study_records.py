@@ -13,6 +13,7 @@ import yaml
 from fer_lib.claims import ClaimVerdict, judge
 from fer_lib.claims_file import ClaimError, at_size, read_claims
 from fer_lib.curves import seed_words
+from fer_lib.files import results_below
 from fer_lib.records import Records, read_records
 from fer_lib.workspace import Workspace
 
@@ -27,7 +28,7 @@ def places(workspace: Workspace, name: str) -> list[Path]:
 def find_study(workspace: Workspace, name: str) -> Records | None:
     """The study's records from the first place that has any finished run."""
     for place in places(workspace, name):
-        if (place / "runs.parquet").exists() or any(place.rglob("result.json")):
+        if (place / "runs.parquet").exists() or results_below(place):
             records = read_records(place)
             if len(records.runs):
                 return records
@@ -46,7 +47,7 @@ def studies_in(workspace: Workspace, names: Sequence[str], records: str = "noteb
     found = {}
     for name in names:
         place = workspace.root / records / (name if size == "standard" else f"{name}-{size}")
-        if (place / "runs.parquet").exists() or any(place.rglob("result.json")):
+        if (place / "runs.parquet").exists() or results_below(place):
             own = read_records(place)
             found |= {name: own} if len(own.runs) else {}
     return found

@@ -6,15 +6,16 @@ import random
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_data, make_experiment
 from test_runs import EVENTFUL, FINISHED, assert_same_record, listing, trained
 
-from fer_lib import files, locks
+from fer_lib import files, locks, records
 from fer_lib.files import RecordError
-from fer_lib.records import read_result
+from fer_lib.records import read_records, read_result
 from fer_lib.runs import Run, record
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
@@ -115,6 +116,43 @@ def test_readers_never_see_half_a_file_also_where_renames_take_their_time(data, 
     ended.set()
     reader.join()
     assert not failures and len(set(seen)) > 1, (failures, seen)
+
+
+@pytest.fixture
+def going(monkeypatch):
+    """A function: a folder of this name is gone in the moment in which it would be looked into."""
+    true_scandir, names = os.scandir, set()
+
+    def scandir(path="."):
+        if not isinstance(path, int) and Path(path).name in names:      # rmtree's own are descriptors
+            shutil.rmtree(path, ignore_errors=True)
+        return true_scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return names.add
+
+
+def test_a_study_is_found_while_its_runs_finish(data, tmp_path, going):
+    """A run that finishes clears its log and lock away; one that begins has no result yet."""
+    run = Run(make_experiment(**SETTINGS), data, tmp_path)
+    list(record([run]))
+    begun = run.path.with_name("begun")
+    (begun / "log").mkdir(parents=True)
+    for name in ("log", locks.LOCK):
+        (run.path / name).mkdir(exist_ok=True)
+        going(name)
+    assert files.results_below(tmp_path) == [run.path / "result.json"]
+    assert list(read_records(tmp_path).runs["id"]) == [run.id] and not (begun / "log").exists()
+    assert locks.newest(run.path / locks.LOCK) == (0, None)
+
+
+def test_a_run_that_moves_aside_while_a_study_is_read_is_left_out(data, tmp_path, monkeypatch):
+    runs = [Run(make_experiment(**SETTINGS, seed=seed), data, tmp_path) for seed in (1, 2)]
+    list(record(runs))
+    found = files.results_below(tmp_path)
+    runs[0].move_aside()
+    monkeypatch.setattr(records, "results_below", lambda folder: found)
+    assert list(read_records(tmp_path).runs["id"]) == [runs[1].id]
 
 
 def _raised(function) -> list[Exception]:

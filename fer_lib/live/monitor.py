@@ -12,7 +12,7 @@ import pandas as pd
 from IPython.display import Image, display
 
 from fer_lib import figures
-from fer_lib.files import RecordError
+from fer_lib.files import RecordError, results_below
 from fer_lib.live.chart import Chart, CurveChart, receive_command, wants_widget
 from fer_lib.live.follower import Follower
 from fer_lib.records import rank
@@ -176,7 +176,7 @@ class StudyMonitor(Monitor):
         self.whole = True
 
     def update(self) -> None:
-        for path in sorted(p.parent for p in self.path.rglob("result.json")):
+        for path in (p.parent for p in results_below(self.path)):
             if path not in self.runs:
                 try:
                     self.runs[path] = Follower(path, small=True)
