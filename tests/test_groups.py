@@ -263,19 +263,17 @@ def test_a_group_that_is_interrupted_is_checkpointed_and_goes_on(workspace):
 # --- on a GPU ---
 
 
-def reserved() -> int:
-    """What the process keeps for good. cuBLAS has two workspaces a stream, 64 MiB on an H200, and up to 32 streams."""
-    torch._C._cuda_clearCublasWorkspaces()
-    groups.free_memory()
-    return torch.cuda.memory_reserved()
-
-
 @pytest.mark.gpu
 @needs_gpu
 def test_the_fit_counts_memory_and_stops_where_it_would_be_full(monkeypatch):
     data, e = make_data(sizes={"train": 512, "val": 64}, side=48), Experiment(batch_size=32, width=.25)
     device = torch.device("cuda:0")
     monkeypatch.setattr(groups, "GAIN", 0.)             # whatever else this GPU does now
+
+    def reserved() -> int:
+        torch._C._cuda_clearCublasWorkspaces()          # two a stream, 64 MiB on an H200: the next on it takes them
+        groups.free_memory()
+        return torch.cuda.memory_reserved()
 
     before = reserved()                                 # by tests that ran in this process
     found = measure_fit(e, data, device, 8)
@@ -288,13 +286,13 @@ def test_the_fit_counts_memory_and_stops_where_it_would_be_full(monkeypatch):
 @pytest.mark.gpu
 @needs_gpu
 def test_real_memory_pressure_makes_the_group_smaller(tmp_path):
-    """The process may have 3 GiB beside what earlier tests left: four runs of about a GiB don't fit together."""
+    """The process may have 3 GiB: four runs of about a GiB don't fit together."""
     device = torch.device("cuda:0")
     data = make_data(sizes={"train": 512, "val": 64}, side=112)
     runs = [Run(Experiment(study="s", seed=k, batch_size=256, epochs=2, checkpoint_seconds=0.), data, tmp_path)
             for k in range(4)]
-    before = reserved()
-    torch.cuda.set_per_process_memory_fraction((before + 3 * 2 ** 30) / torch.cuda.mem_get_info(device)[1], device)
+    before = torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction(3 * 2 ** 30 / torch.cuda.mem_get_info(device)[1], device)
     said: list[str] = []
     try:
         assert train_group(runs, device, said.append) == {}, f"with {before / 2 ** 30:.2f} GiB held before"
