@@ -107,7 +107,7 @@ def _span(values: Iterable[float], spec: str) -> str:
     """The least and the greatest, once where they look the same."""
     known = [v for v in values if not math.isnan(v)]
     ends = dict.fromkeys(format(v, spec) for v in (min(known), max(known))) if known else [ABSENT]
-    return " to ".join(ends)
+    return "–".join(ends)
 
 
 def differences(found: Mapping[str, Records], rows: Iterable[tuple[str, str, str, str]], measure: str) -> pd.DataFrame:

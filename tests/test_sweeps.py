@@ -267,4 +267,8 @@ def test_the_dynamics_that_came_with_the_kit():
     table = table.set_index("arm")
     for arm in table.index.intersection(["dynamics/adamw", "dynamics/no_decay", "dynamics/decay_matrices"]):
         assert table.loc[arm, "flips"] == "0" and table.loc[arm, "|w| at end / w0"] == "1"
-    assert table.loc["table1/dynamic", "turn together"] == "100.0%" and table.loc["table1/dynamic", "flips"] != "0"
+    assert table.loc["table1/dynamic", "turn together"] == "100.0%"
+    few, many = map(int, table.loc["table1/dynamic", "flips"].split("–"))
+    assert 0 < few < many
+    if "dynamics/exact" in table.index:                 # neither data nor rounding reaches w: every seed is the same
+        assert table.loc["dynamics/exact", "flips"].isdigit()
