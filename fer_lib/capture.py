@@ -93,6 +93,8 @@ class Lane:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                if isinstance(error.__context__, torch.OutOfMemoryError):       # then the recording's end fails too
+                    raise error.__context__ from None
                 self.eager = f"recording failed: {str(error).splitlines()[0]}"
                 _leave_recording([*generators, torch.cuda.default_generators[self.stream.device_index]])
                 return work()

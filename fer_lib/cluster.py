@@ -121,6 +121,14 @@ class Cluster:
     def retire(self, address: str) -> None:
         self.client.retire_workers([address])
 
+    def renew(self, address: str) -> bool:
+        """A new process in place of this worker. False where nobody would start one: it has no nanny."""
+        if not self.client.scheduler_info(n_workers=-1)["workers"].get(address, {}).get("nanny"):
+            return False
+        self.client.restart_workers([address], raise_for_error=False)
+        self.seen = 0., {}
+        return True
+
     def reconnect(self) -> None:
         """Wait until the scheduler is there again. Raises ClusterError when it stays away."""
         self.client.close(timeout=1)

@@ -3,6 +3,7 @@
     worker died           Dask gives its work to another; work that goes on killing workers is tried once more at the
                           end, when nothing else can be the cause, and then given up; a group goes on in halves
     kernel died           tried again, ATTEMPTS times in all
+    no memory, even alone tried again by a new process, where another group had used that worker's
     worker was told to go the run is checkpointed and goes on elsewhere
     another batch has it  looked at again later, and trained here if that one leaves it unfinished
     scheduler is gone     waited for, then everything that is unfinished is given out again
@@ -14,15 +15,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field, replace
 
+import torch
 from distributed import Future
 from distributed.scheduler import KilledWorker
 
 from fer_lib.cluster import Cluster, ClusterError, Unfit
 from fer_lib.files import RecordError
-from fer_lib.groups import Fit, kind, plan_groups
+from fer_lib.groups import OUT_OF_MEMORY, Fit, kind, plan_groups
 from fer_lib.kernels import BUSY, DIED, INTERRUPTED, execute
 from fer_lib.runs import Run
-from fer_lib.sharing import fit_on_worker, train_on_worker
+from fer_lib.sharing import Crowded, fit_on_worker, train_on_worker
 
 ATTEMPTS = 3
 TICK_SECONDS = .2
@@ -46,13 +48,15 @@ class Outcome:
 class Job:
     """A piece of work: one run's notebook, which trains it; or a group of runs on a GPU, whose notebooks come after.
 
-    last: it is tried with nothing else at work. pause: seconds before it is looked at, where another process trains it.
+    last: it is tried with nothing else at work. renewals: workers started anew for it. pause: seconds before it is
+    looked at, where another process trains it.
     """
 
     runs: list[Run]
     group: bool = False
     deaths: int = 0
     last: bool = False
+    renewals: int = 0
     pause: float = 0.
 
     @property
@@ -138,6 +142,13 @@ class Batch:
             self.cluster.retire(address)
             self.waiting.append(job)
             return
+        except Crowded as error:
+            address, said = error.args
+            small = [n for n, sentence in said.items() if sentence == OUT_OF_MEMORY]
+            if job.renewals < ATTEMPTS and self.cluster.renew(address):
+                self.say(f"no memory for {len(small)} runs, even alone, beside what their process keeps of earlier "
+                         "work on the GPU: they go on in a new one")
+                job, said = replace(job, renewals=job.renewals + 1), {**said, **dict.fromkeys(small, INTERRUPTED)}
         except ImportError as error:
             raise ClusterError(f"a worker can't run fer_lib ({error}): start all workers in the project's "
                                "environment") from None
@@ -145,7 +156,7 @@ class Batch:
             said = dict.fromkeys(range(len(job.runs)), " ".join(f"{type(error).__name__}: {error}".split()))
         again = [run for n, run in enumerate(job.runs) if said.get(n) == INTERRUPTED]
         if again:
-            self.waiting.append(replace(job, runs=again))
+            self.waiting.appendleft(replace(job, runs=again))
         for n, run in enumerate(job.runs):
             if said.get(n) != INTERRUPTED:
                 yield from self._settle(replace(job, runs=[run]), said.get(n, ""))
@@ -214,10 +225,19 @@ def measured_groups(runs: Sequence[Run], cluster: Cluster, devices: int, togethe
     fits = {}
     for k in dict.fromkeys(kinds):
         one = runs[kinds.index(k)]
-        fits[k] = Fit(together, 1., 0) if together else cluster.submit(
-            "GPU", "fit", fit_on_worker, one.experiment, cluster.workspace, kinds.count(k)).result()
+        fits[k] = Fit(together, 1., 0) if together else _measured(one, cluster, kinds.count(k), say)
         say(f"{kinds.count(k)} runs of one kind, {fits[k].size} at a time on a GPU"
             + (f" ({fits[k].bytes / 2 ** 20:,.0f} MiB and {1e3 * fits[k].step_seconds / fits[k].size:.2f} ms "
                "a step each)" if fits[k].bytes else ""))
     steps = [run.steps for run in runs]
     return plan_groups(list(zip(kinds, steps)), fits, devices)
+
+
+def _measured(run: Run, cluster: Cluster, most: int, say) -> Fit:
+    """One at a time where it can't be measured: what is wrong with these runs ends them, and not the study."""
+    try:
+        return cluster.submit("GPU", "fit", fit_on_worker, run.experiment, cluster.workspace, most).result()
+    except Exception as error:
+        reason = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else f"{type(error).__name__}: {error}"
+        say(f"{run.experiment.label}: how many train together could not be measured ({' '.join(reason.split())})")
+        return Fit(1, 1., 0)

@@ -9,10 +9,19 @@ from distributed import get_worker
 
 from fer_lib import engine
 from fer_lib.experiment import Experiment
-from fer_lib.groups import Fit, measure_fit, train_group
+from fer_lib.groups import OUT_OF_MEMORY, Fit, measure_fit, train_group
 from fer_lib.kernels import INTERRUPTED, leaving
 from fer_lib.runs import Run, open_run
 from fer_lib.workspace import Workspace
+
+_used = False                                           # in a worker: it measured or trained something
+
+
+class Crowded(RuntimeError):
+    """Raised by a worker where runs found no memory, even alone, after other work: (its address, sentence by number).
+
+    What PyTorch, cuBLAS and failed recordings keep on a GPU goes with their process.
+    """
 
 
 def devices_of(runs: list[Run]) -> list[str]:
@@ -26,22 +35,30 @@ def devices_of(runs: list[Run]) -> list[str]:
 
 def fit_on_worker(e: Experiment, workspace: Workspace, most: int) -> Fit:
     """`measure_fit`, in a worker."""
-    device = _device()
+    global _used
+    device, _used = _device(), True
     run = open_run(e, workspace)
     return measure_fit(e, run.data, device, most)
 
 
 def train_on_worker(experiments: list[Experiment], workspace: Workspace) -> dict[int, str]:
-    """`train_group`, in a worker. INTERRUPTED for those that go on another time: the worker was told to leave."""
-    device = _device()
+    """`train_group`, in a worker. INTERRUPTED for those that go on another time: the worker was told to leave.
+
+    Raises Crowded.
+    """
+    global _used
+    device, used, _used = _device(), _used, True
     engine.LEAVE.clear()
     runs = [open_run(e, workspace) for e in experiments]
     with leaving(engine.LEAVE.set) as told:
         try:
-            return train_group(runs, device, lambda line: print(f"  {device}: {line}", flush=True))
+            failed = train_group(runs, device, lambda line: print(f"  {device}: {line}", flush=True))
         except engine.Stopped as stopped:
             sentence = INTERRUPTED if told.is_set() else str(stopped)
             return {n: sentence for n, run in enumerate(runs) if not run.finished}
+    if used and OUT_OF_MEMORY in failed.values():
+        raise Crowded(get_worker().address, failed)
+    return failed
 
 
 def _device() -> torch.device:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from fer_lib.kernels import BUSY, DIED, INTERRUPTED, leaving
@@ -88,3 +89,28 @@ def finished_before(parameters: dict[str, object], workspace: object, target: Pa
     """In place of the notebook that shows a run which a group has trained."""
     target.write_text(f"shown: {status(target.parent)}")
     return ""
+
+
+def room_for_one_group(experiments: Sequence[object], workspace: object) -> dict[int, str]:
+    """`train_on_worker` where a process keeps so much of the first group that no other run finds memory; the run with
+    seed 9 finds none in any.
+    """
+    from fer_lib import groups, sharing
+
+    def train(runs: Sequence[object], device: object, say: object) -> dict[int, str]:
+        for run in runs:
+            run.path.mkdir(parents=True, exist_ok=True)
+            add(run.path / "processes", str(os.getpid()))
+        too_small = [n for n, run in enumerate(runs) if used or run.experiment.seed == 9]
+        fitting = [n for n in range(len(runs)) if n not in too_small]
+        failed = groups.train_group([runs[n] for n in fitting], device, say)
+        return dict.fromkeys(too_small, groups.OUT_OF_MEMORY) | {fitting[n]: failed[n] for n in failed}
+
+    used, sharing.train_group = sharing._used, train
+    return sharing.train_on_worker(experiments, workspace)
+
+
+def no_fit(*_: object) -> None:
+    """`fit_on_worker` where not even one run fits."""
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory")

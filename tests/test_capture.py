@@ -13,7 +13,7 @@ import torch
 from conftest import CPU, Trained, assert_same_bits, make_data, make_experiment
 from test_engine import KINDS
 
-from fer_lib import engine
+from fer_lib import capture, engine
 from fer_lib.capture import WARM_UP, Lane
 from fer_lib.data import at
 from fer_lib.engine import Learner, Stopped, blocks_together, train
@@ -59,6 +59,22 @@ def test_a_lane_on_the_cpu_does_the_work_itself():
     for k in range(2 * WARM_UP):
         assert lane.run("work", lambda k=k: calls.append(k) or k) == k
     assert calls == list(range(2 * WARM_UP)) and not lane.captures and lane.eager == "" and not lane.graphs
+
+
+def test_memory_that_runs_out_in_a_recording_is_no_recording_that_failed(monkeypatch):
+    """The recording's end fails then, with another error: the group is made smaller, and does not go on slowly."""
+    def recorded(*_: object) -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(capture, "Captured", recorded)
+    lane = Lane(CPU)
+    lane.stream, lane.passes["step"] = object(), WARM_UP
+    with pytest.raises(torch.OutOfMemoryError):
+        lane.run("step", int)
+    assert not lane.eager
 
 
 def test_a_step_number_in_a_tensor_reads_the_same_row():

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scripted_runs
@@ -26,8 +28,8 @@ from fer_lib.experiment import Experiment
 from fer_lib.groups import OUT_OF_MEMORY, Fit, kind, measure_fit, plan_groups, train_group
 from fer_lib.locks import LOCK, newest
 from fer_lib.runs import Run, open_run
-from fer_lib.scheduling import Batch, measured_groups
-from fer_lib.sharing import devices_of
+from fer_lib.scheduling import Batch, Job, measured_groups
+from fer_lib.sharing import Crowded, devices_of
 from fer_lib.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
@@ -193,6 +195,34 @@ def test_each_device_has_a_worker_that_trains_its_groups_and_goes_on_after_it_di
     assert killed and outcomes[0] == outcomes[1] == outcomes[2] == "" and "has diverged" in outcomes[9]
     assert all(run.finished and len(run.history) == run.result["steps"] == 160 for run in runs[:3])
     assert 2 in {run.result["runs_together"] for run in runs[:3]}
+
+
+def test_where_earlier_work_keeps_the_memory_runs_go_on_in_a_new_process(workspace, monkeypatch):
+    """And one that is too large for any process fails, by itself."""
+    monkeypatch.setattr(scheduling, "execute", scripted_runs.finished_before)
+    monkeypatch.setattr(scheduling, "train_on_worker", scripted_runs.room_for_one_group)
+    monkeypatch.setattr(scheduling, "fit_on_worker", scripted_runs.no_fit)
+    runs = [*opened(workspace, 3), open_run(make_experiment(data="tiny", study="s", seed=9), workspace)]
+    said: list[str] = []
+    here = start_here(workspace, 1, ["cpu:0"])
+    try:
+        assert measured_groups(runs, here, 1, 0, said.append) == [[0], [1], [2], [3]]
+        ended = list(Batch(here, said.append).outcomes(runs, [[0], [1, 2, 3]]))
+    finally:
+        here.close()
+    assert said[0] == f"baseline: how many train together could not be measured ({OUT_OF_MEMORY})"
+    assert {o.run.experiment.seed: o.sentence for o in ended} == {0: "", 1: "", 2: "", 9: OUT_OF_MEMORY}
+    assert all(run.finished for run in runs[:3])
+    tried = [line.split(",")[0] for line in said if line.startswith("no memory")]
+    assert tried == ["no memory for 3 runs"] and len(set((runs[1].path / "processes").read_text().split())) == 2
+
+
+def test_without_a_new_process_runs_that_find_no_memory_fail_by_themselves(workspace):
+    runs, future = opened(workspace, 2), Future()
+    future.set_exception(Crowded("tcp://a", {1: OUT_OF_MEMORY}))
+    batch = Batch(SimpleNamespace(renew=lambda address: False), lambda line: None)
+    ended = {o.run.experiment.seed: o.sentence for o in batch._take(future, Job(runs, group=True))}
+    assert ended == {0: "the work ended and the run is new", 1: OUT_OF_MEMORY}
 
 
 # --- the batch command ---

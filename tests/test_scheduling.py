@@ -276,5 +276,7 @@ def test_a_cluster_that_cant_be_used_is_one_sentence(workspace, elsewhere, monke
     try:
         with pytest.raises(ClusterError, match="does 2 pieces of work at a time: start it with --nthreads 1"):
             there.check(["tiny"], print)
+        alone, = there.workers()
+        assert not there.renew(alone) and list(there.workers()) == [alone], "nobody would start another"
     finally:
         there.close()
