@@ -249,6 +249,15 @@ def _beside(workspace: Workspace) -> str:
     turned = [f"with w0 = {w0} signs turned at {flips['min'][arm]} to {flips['max'][arm]} steps a run"
               for arm, w0 in arms.items() if arm in flips.index]
     said.append(f"C14 is judged by F1 alone, which can't see whether the method acts: {', '.join(turned)}.")
+    moved = [c for v in judged(workspace, file="choices.yml") for c in v.contrasts if c.judgement.n > 1
+             and c.contrast.metric == MEASURE and c.contrast.arms[1:] == ("table1/dynamic",)
+             and not c.judgement.estimate.low <= 0 <= c.judgement.estimate.high]
+    if moved:
+        moved.sort(key=lambda c: -abs(c.judgement.estimate.mean))
+        said.append("Of the choices that the paper leaves open ([choices.yml](notebooks/studies/choices.yml)), these "
+                    "change the dynamic arm's F1, not adjusted: " + ", ".join(
+                        f"{c.contrast.arms[0]} {number(c.judgement.estimate)} (n = {c.judgement.n})" for c in moved)
+                    + ".")
     return _wrapped(" ".join(["**Beside the verdicts.**", *said]))
 
 
