@@ -14,6 +14,10 @@ import torch
 WARM_UP = 2         # ordinary passes first: they make the optimiser's state and choose cuDNN's algorithms
 IN_FLIGHT = 2       # replays queued ahead: the GPU never waits for the next, and stops within two steps
 
+# PyTorch 2.11's allocator goes on asking a graph whose recording failed, by its address, whether it is the one that
+# records: a later graph in its place would take memory that nothing frees (pytorch#180395)
+_failed: list[torch.cuda.CUDAGraph] = []
+
 
 class Captured:
     """Device work, recorded once. `result` is what the work returned: each replay writes the same tensors anew.
@@ -27,8 +31,14 @@ class Captured:
         self.key, self.graph = key, torch.cuda.CUDAGraph()
         for generator in generators:
             self.graph.register_generator_state(generator)
-        with _no_garbage_collection(), torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.result = work()
+        try:
+            with _no_garbage_collection(), torch.cuda.graph(self.graph, stream=stream,
+                                                            capture_error_mode="thread_local"):
+                self.result = work()
+        except BaseException:
+            if torch.__version__ < "2.12":
+                _failed.append(self.graph)
+            raise
 
 
 @contextlib.contextmanager
