@@ -109,9 +109,12 @@ def _claim_verdict(claim: Claim, found: list[ContrastVerdict]) -> ClaimVerdict:
     verdict = overall([c.judgement.verdict for c in asked])
     missing = [c.sample.reason for c in asked if c.judgement.verdict == NOT_JUDGED]
     few = [c for c in asked if c.judgement.verdict == DESCRIPTIVE and c.contrast.direction != "shown"]
-    reasons = list(dict.fromkeys(missing + [
-        "drawn faces are no evidence about methods" if c.sample.drawn else
-        f"n = {c.judgement.n} where {c.contrast.n} are asked for ({c.contrast.label})" for c in few]))
+    drawn = ["drawn faces are no evidence about methods"] * any(c.sample.drawn for c in few)
+    counts: dict[str, list[str]] = {}
+    for c in (c for c in few if not c.sample.drawn):
+        counts.setdefault(f"n = {c.judgement.n} where {c.contrast.n} are asked for", []).append(c.contrast.label)
+    reasons = list(dict.fromkeys(missing + drawn + [
+        f"{words}: {own[0]}{f' and {len(own) - 1} more' * (len(own) > 1)}" for words, own in counts.items()]))
     more = f"; and {len(reasons) - 2} more" if len(reasons) > 2 else ""
     return ClaimVerdict(claim, verdict, "; ".join(reasons[:2]) + more, tuple(found))
 

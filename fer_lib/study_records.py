@@ -3,6 +3,7 @@
 Nothing here imports torch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,8 +139,9 @@ def _cost(workspace: Workspace, runs: int, size: str = "standard") -> str:
     own = found.runs[found.runs["runs_together"].notna()]
     seconds = (own["seconds"] / own["runs_together"]).median()
     device = " or ".join(sorted(set(own["env_device"])))
-    return f" A run of Table 1 took {seconds:.0f} s of one {device}, so about {runs * seconds / 3600:.1f} hours "\
-           "of it if each took as long."
+    hours = runs * seconds / 3600
+    cost = f"{hours:.1f} hours" if hours >= .1 else f"{math.ceil(60 * hours)} minutes"
+    return f" A run of Table 1 took {seconds:.0f} s of one {device}, so about {cost} of it if each took as long."
 
 
 def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "notebooks/results",

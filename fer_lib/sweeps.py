@@ -50,10 +50,16 @@ class Arm:
 def arms_of(found: Mapping[str, Records], method: str) -> list[Arm]:
     """Every arm of the method, table1's own first, then by what they change (ASPECTS). found: records by study.
 
-    Without table1, arms are compared with the setting that most of them have.
+    Runs that a second study has as an arm of its own are taken once. Without table1, arms are compared with the setting
+    that most of them have.
     """
-    own = [(study, name, _only(records, name)) for study, records in found.items()
-           for name in records.runs.loc[records.runs["method"] == method, "name"].unique()]
+    own, known = [], set()
+    for study, records in found.items():
+        for name in records.runs.loc[records.runs["method"] == method, "name"].unique():
+            arm = _only(records, name)
+            if not known.issuperset(arm.runs["id"]):
+                own.append((study, name, arm))
+            known.update(arm.runs["id"])
     names = read_by(method)
     if not own:
         return []

@@ -1,6 +1,7 @@
 """Arms beside each other: what is compared, computed and drawn is what the records hold."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -82,6 +83,14 @@ def test_without_table1_an_arm_is_compared_with_what_most_have(found):
     assert {a.label: a.words for a in sweeps.arms_of(found, "dynamic")} == {
         "dynamics/w0_.5": "w0 = 0.5", "dynamics/adamw": "optimizer = adamw", "dynamics/step": "schedule = step",
         "sensitivity/dynamic_bf16": "precision = bf16", "sensitivity/dynamic_wd": "weight_decay = 0.001"}
+
+
+def test_runs_that_two_studies_share_are_one_arm(found):
+    shared = found["dynamics"]
+    own = [a.label for a in sweeps.arms_of(found, "dynamic")]
+    found["again"] = replace(shared, runs=shared.runs.replace({"name": {"adamw": "adamw_too", "step": "step_too"}}))
+    found["again"].runs.loc[found["again"].runs["name"] == "step_too", "id"] += "x"
+    assert {a.label for a in sweeps.arms_of(found, "dynamic")} == {*own, "again/step_too"}
 
 
 def test_what_the_signs_do_is_told_arm_by_arm(found):
