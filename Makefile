@@ -68,8 +68,8 @@ site: $(VENV)/.lab
 test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 	$(PY) -m ruff check .
 	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q -n $$(($(WORKERS) + 1)) \
-	  --dist loadfile --no-loadscope-reorder -m "not alone" --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m alone $(wildcard tests/test_browser*.py)
+	  --dist loadfile --no-loadscope-reorder -m "not alone and not long" --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "alone and not long" $(wildcard tests/test_browser*.py)
 
 # Hours. Goes on where it was stopped; stress.json says what was run, how long it took and how it ended.
 stress: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
