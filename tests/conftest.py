@@ -193,6 +193,15 @@ def packed(tmp_path: Path) -> Path:
     return write_packed(tmp_path / "packed" / "fake", make_data(soft=True))
 
 
+@pytest.fixture(scope="session")
+def kit() -> list:
+    """The verdicts on the records that came with the kit: seconds, so once a process."""
+    from fer_lib.study_records import judged            # processes that import this file need no scipy
+    from fer_lib.workspace import find_workspace
+
+    return judged(find_workspace())
+
+
 @contextmanager
 def mounted(place: Path, size: str) -> Iterator[Path]:
     """A disk of that size, where this process may mount one."""

@@ -15,19 +15,17 @@ from fer_lib.files import RecordError
 from fer_lib.readme_results import BEGIN, END
 from fer_lib.records import read_records
 from fer_lib.statistics import compare_arms
-from fer_lib.study_records import judged
-from fer_lib.workspace import Workspace, find_workspace
+from fer_lib.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def judged_once():
+def judged_once(kit):
     """The claims are judged on the same records each time."""
-    verdicts = judged(find_workspace())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readme_results, "judged", lambda workspace: verdicts)
+        patch.setattr(readme_results, "judged", lambda workspace: kit)
         yield
 
 
