@@ -196,7 +196,7 @@ def packed(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def kit() -> list:
     """The verdicts on the records that came with the kit: seconds, so once a process."""
-    from fer_lib.study_records import judged            # processes that import this file need no scipy
+    from fer_lib.study_records import judged  # here, as processes that import this file need no scipy
     from fer_lib.workspace import find_workspace
 
     return judged(find_workspace())
