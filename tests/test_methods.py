@@ -77,7 +77,7 @@ def test_periodic_flips_the_features_of_each_step(unit, interval, position):
 
 # --- Golden (a): the flip is not noise ---
 
-TWINS = [*itertools.product(["act1"], ["before_relu"], ["adam", "adamw", "sgd"], [104]),
+TWINS = [("act1", "before_relu", "adam", 104), *itertools.product(["act1"], ["before_relu"], ["adamw", "sgd"], [40]),
          ("act1", "after_relu", "adam", 40), ("act1", "after_relu", "sgd", 40), ("pre_add", "before_relu", "adam", 40),
          ("pre_add", "after_relu", "adam", 40), ("shortcut", "before_relu", "adamw", 40),
          ("stem", "before_relu", "adam", 40), ("stem+layer2.act1", "before_relu", "sgd", 40)]
