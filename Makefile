@@ -62,9 +62,9 @@ lab: $(VENV)/.lab $(QUICK)
 site: $(VENV)/.lab
 	$(PY) -m fer_lib.site --out build/site
 
-# Library and commands, and nbval, which runs each notebook anew and compares its checked outputs with the stored ones;
-# then, alone on the machine, what measures how soon the live view acts in a browser. One worker more than cores: many
-# tests wait for a process or a page.
+# Library and commands (tests marked long are left to make stress), and nbval, which runs each notebook anew and compares
+# its checked outputs with the stored ones; then, alone on the machine, what measures how soon the live view acts in a
+# browser. One worker more than cores: many tests wait for a process or a page.
 test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 	$(PY) -m ruff check .
 	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q -n $$(($(WORKERS) + 1)) \
