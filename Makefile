@@ -62,14 +62,14 @@ lab: $(VENV)/.lab $(QUICK)
 site: $(VENV)/.lab
 	$(PY) -m fer_lib.site --out build/site
 
-# Library and commands, and nbval, which runs each notebook anew and compares its checked outputs with the stored ones;
-# then, alone on the machine, what measures how soon the live view acts in a browser. One worker more than cores: many
-# tests wait for a process or a page.
+# Library and commands (tests marked long are left to make stress), and nbval, which runs each notebook anew and compares
+# its checked outputs with the stored ones; then, alone on the machine, what measures how soon the live view acts in a
+# browser. One worker more than cores: many tests wait for a process or a page.
 test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 	$(PY) -m ruff check .
 	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q -n $$(($(WORKERS) + 1)) \
-	  --dist loadfile --no-loadscope-reorder -m "not alone" --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m alone $(wildcard tests/test_browser*.py)
+	  --dist loadfile --no-loadscope-reorder -m "not alone and not long" --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "alone and not long" $(wildcard tests/test_browser*.py)
 
 # Hours. Goes on where it was stopped; stress.json says what was run, how long it took and how it ended.
 stress: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)

@@ -4,6 +4,7 @@
 use the real one.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -37,6 +38,13 @@ if "FER_FUZZ_CASES" not in os.environ:
 # a shell that starts the tests in the background lets them ignore Ctrl-C, and all processes that they start
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and collected tests stay until the end: later searches for garbage leave them out."""
+    gc.collect()
+    gc.freeze()
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Cuts fuzz tests into parts for long runs (see `fuzzing`)."""
@@ -191,6 +199,15 @@ def data() -> PackedDataset:
 def packed(tmp_path: Path) -> Path:
     """A packed data set on disk, with soft labels."""
     return write_packed(tmp_path / "packed" / "fake", make_data(soft=True))
+
+
+@pytest.fixture(scope="session")
+def kit() -> list:
+    """The verdicts on the records that came with the kit: seconds, so once a process."""
+    from fer_lib.study_records import judged  # here, as processes that import this file need no scipy
+    from fer_lib.workspace import find_workspace
+
+    return judged(find_workspace())
 
 
 @contextmanager

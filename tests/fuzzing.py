@@ -7,7 +7,7 @@
         check_plan(plan, {"list.txt:1", ...})             # or, the whole way, slower:
         out = packed_or_refused("rafdb", tree.root, tmp)
 
-The suite runs 2,000 cases, the same each time. FER_FUZZ_CASES=50000 runs so many new ones, each test its share, and
+The suite runs 1,000 cases, the same each time. FER_FUZZ_CASES=50000 runs so many new ones, each test its share, and
 cuts every test into PARTS, so that they spread over cores: FER_FUZZ_CASES=50000 pytest -m fuzz -n 24
 """
 
@@ -30,17 +30,17 @@ from data_prep.__main__ import main
 from data_prep.check import check
 from data_prep.packed import DataError, Plan, Rejected
 
-IN_SUITE = 2000
-CASES = int(os.environ.get("FER_FUZZ_CASES", IN_SUITE))
-PARTS = 16 if CASES > IN_SUITE else 1
+SHARES = 2000
+CASES = int(os.environ.get("FER_FUZZ_CASES", 1000))
+PARTS = 16 if CASES > SHARES else 1
 
 
 def fuzz(share: int, **strategies: st.SearchStrategy):
-    """Decorates a test that takes the given strategies beside fixtures: `share` of IN_SUITE cases, cut into PARTS."""
+    """Decorates a test that takes the given strategies beside fixtures: `share` of each 2,000 cases, cut into PARTS."""
 
     def decorate(test):
         checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-        count = -(-share * CASES // (IN_SUITE * PARTS))
+        count = -(-share * CASES // (SHARES * PARTS))
         limits = settings(max_examples=count, deadline=None, suppress_health_check=checks, database=None)
         return pytest.mark.fuzz(parts=PARTS)(limits(given(**strategies)(test)))
 

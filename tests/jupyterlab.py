@@ -66,6 +66,16 @@ def set_parameters(notebook: Path, /, **values: object) -> None:
     nbformat.write(content, notebook)
 
 
+REST = "    __import__('time').sleep(.25)"
+
+
+def let_rest(notebook: Path) -> None:
+    """04_train rests as long as it trains, so that pages have a core. Commands wait for that at most."""
+    text = notebook.read_text()
+    assert text.count("    pass") == 1
+    notebook.write_text(text.replace("    pass", REST))
+
+
 class Lab:
     """A running JupyterLab. kernel_path: folders that its kernels import from first, such as another ipykernel."""
 

@@ -1,4 +1,4 @@
-"""What each rank does in test_distributed.py, started by torchrun: spread.py TASK,TASK FOLDER [--cuda]"""
+"""What each rank does in test_distributed.py, started by torchrun: spread.py TASK,TASK FOLDER [--cuda] [--rest]"""
 
 import os
 import signal
@@ -45,6 +45,9 @@ CASES = {
     "sampled labels": dict(labels="sampled", balance="loss"),
 }
 CASES = {name: {"precision": "fp64", **settings} for name, settings in CASES.items()}
+# `make test` runs the others; these, whose code the others run too in part, are long tests
+REST = ["dropout, channels", "twin", "dynamic, element", "class weights", "class weights, smoothing", "soft labels",
+        "bn reset, share", "shrink and perturb", "sgd, cosine"]
 # rounding itself: equal on the ranks, and near one process only at first
 ROUNDED = {"baseline, fp32": dict(precision="fp32"), "literal": dict(**DYNAMIC, precision="fp32"),
            "bf16": dict(precision="bf16")}
@@ -69,7 +72,10 @@ def trained(world: World, **settings) -> Trained:
 
 
 def compare(world: World, folder: Path) -> None:
+    rest = "--rest" in sys.argv
     for name, settings in (CASES | ROUNDED).items():
+        if (name in REST) != rest:
+            continue
         run = trained(world, **settings)
         np.savez(folder / f"{name} {world.rank}.npz", **numbers(run), first=[b.first_step for b in run.blocks],
                  eager=run.blocks[0].eager)

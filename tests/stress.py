@@ -38,8 +38,10 @@ def stages() -> list[Stage]:
         Stage("20 kills of a packing process", files(["test_kill"]), {"FER_KILLS": "20"}),
         Stage("300 races for a run", [*files(["test_locks"]), "-k", "one_moment"], {"FER_RACES": "300"}),
         Stage("100,000 steps, watched and not", [*files(["test_leaks"]), "-k", "memory"], {"FER_STEPS": "100000"}),
+        Stage("40 writes that fail", [*files(["test_disks"]), "-k", "whichever"], {"FER_DISK_POINTS": "40"}),
         Stage("200 runs in one process", [*files(["test_leaks"]), "-k", "handles"], {"FER_LEAK_RUNS": "200"}),
         Stage("50,000 cases of the fuzz tests", ["tests", "-m", "fuzz"], {"FER_FUZZ_CASES": "50000"}),
+        Stage("what make test has a sample of", ["tests", "-m", "long and not gpu"]),
         Stage("every mistyped word", files(["test_mistypes"]), {"FER_FUZZ_CASES": "2000"})]
     for k in range(1, 51):
         found.append(Stage(f"tests of processes, {k} of 50", [*files(PROCESSES), *alone]))

@@ -23,7 +23,7 @@ def test_the_papers_size_runs_from_the_tree_to_the_report(tmp_path, monkeypatch,
     monkeypatch.setenv("FER_PACKED", str(tmp_path / "packed"))
     monkeypatch.setenv("FER_RUNS", str(tmp_path / "runs"))
     words = ["notebooks/studies/table1.yml", "--size", "paper", "--arms", "baseline,periodic", "--seeds", "0",
-             "--workers", "2"]
+             "--workers", "1"]
     assert studies.main([*words, *(w for setting in SHORT for w in ("--set", setting))]) == 0, capsys.readouterr().err
     study = tmp_path / "runs" / "table1-paper"
     runs = read_records(study).runs

@@ -37,7 +37,7 @@ STUDY = """
 study: tiny
 title: A tiny study
 note: Two arms on random pixels.
-settings: {data: tiny, width: 0.05, batch_size: 8, lr: 1e-3, epochs: 24, device: cpu, checkpoint_seconds: 0}
+settings: {data: tiny, width: 0.05, batch_size: 8, lr: 1e-3, epochs: 12, device: cpu, checkpoint_seconds: 0}
 arms:
   dynamic: {method: dynamic, w0: 2e-2, w_gradient: exact}
   baseline: {method: baseline, epochs: 4}
@@ -142,7 +142,7 @@ def test_each_run_leaves_its_record_and_its_executed_notebook(finished, place):
             continue
         assert {p.name for p in path.iterdir()} == RECORD
         assert json.loads((path / "result.json").read_text())["status"] == "finished"
-        assert len(pd.read_parquet(path / "history.parquet")) == (192 if "dynamic" in name else 32)
+        assert len(pd.read_parquet(path / "history.parquet")) == (96 if "dynamic" in name else 32)
         notebook = nbformat.read(path / "notebook.ipynb", 4)
         code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
         assert all(c.execution_count for c in code)
@@ -269,7 +269,7 @@ def test_a_worker_that_reaches_the_scheduler_by_its_address_ends_the_run_with_th
         assert batch.main([str(place.folder / "study.yml"), "--seeds", "0", "--scheduler", elsewhere.address]) == 0
     assert f"1 to train, 1 workers of {elsewhere.address}" in capsys.readouterr().out
     ours, reference = by_name(runs)["dynamic-seed0"], by_name(place.runs)["dynamic-seed0"]
-    first_said = int(re.search(r"step (\d+)/192", outputs(ours / "notebook.ipynb"))[1])
+    first_said = int(re.search(r"step (\d+)/96", outputs(ours / "notebook.ipynb"))[1])
     assert first_said > stopped_at, "it began anew"
     assert ours.name == reference.name
     for table in ("history", "epochs", "flips"):
@@ -445,7 +445,7 @@ def test_a_size_has_settings_arms_and_seeds_of_its_own(tmp_path):
     assert [(e.label, e.seed, e.epochs, e.w0, e.study) for e in quick.experiments] == [
         ("dynamic", 0, 2, .02, "tiny-quick")]
     assert len(paper.experiments) == 6 and len(standard.experiments) == 4
-    assert (quick.title, paper.title, standard.experiments[0].epochs) == ("Quick", "A tiny study", 24)
+    assert (quick.title, paper.title, standard.experiments[0].epochs) == ("Quick", "A tiny study", 12)
     assert read(tmp_path, SIZED, size="quick", name="mine", seeds=[4]).experiments[0].seed == 4
 
 
@@ -473,7 +473,7 @@ REFUSED = {
     "unknown parameter": (change("lr:", "learning_rate:"), [], "unknown parameter 'learning_rate'"),
     "misspelt parameter": (change("epochs:", "epoch:"), [], "did you mean 'epochs'?"),
     "wrong type": (change("lr: 1e-3", "lr: fast"), [], "lr is a number, not 'fast'"),
-    "fraction of an epoch": (change("epochs: 24", "epochs: 1.5"), [], "epochs is a whole number, not 1.5"),
+    "fraction of an epoch": (change("epochs: 12", "epochs: 1.5"), [], "epochs is a whole number, not 1.5"),
     "unknown method": (change("method: dynamic", "method: bogus"), [], "bogus"),
     "unknown site": (change("w0: 2e-2", "w_site: act9"), [], "act9"),
     "unknown data": (change("data: tiny", "data: nowhere"), [], "no packed data at 'nowhere'"),

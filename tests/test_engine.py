@@ -86,7 +86,8 @@ def test_a_run_taken_up_in_mid_epoch_ends_with_the_same_bits(kind, monkeypatch, 
 
 def test_runs_together_equal_each_alone():
     data = make_data()
-    experiments = [make_experiment(method=m, w0=0.003, flip_interval=2) for m in METHODS]
+    experiments = [make_experiment(method=m, w0=0.003, flip_interval=2, flip_interval_unit="step", epochs=1)
+                   for m in METHODS]
     experiments += [make_experiment(method="dynamic", w_gradient="modelled", seed=1),
                     make_experiment(augment="flip+crop", epochs=1, seed=2)]
     for e, together in zip(experiments, train_together(experiments, data), strict=True):

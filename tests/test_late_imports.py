@@ -106,7 +106,7 @@ def test_an_unmarked_optimiser_takes_torchs_steps(kind):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_runs_have_the_bits_of_torchs_own_optimiser(optimizer, monkeypatch):
-    e, data = make_experiment(method="dynamic", w0=.003, optimizer=optimizer, epochs=2), make_data()
+    e, data = make_experiment(method="dynamic", w0=.003, optimizer=optimizer, epochs=1), make_data()
     ours = train_one(e, data)
     monkeypatch.setattr(engine, "unmarked", lambda own: own)
     assert_same_bits(ours, train_one(e, data))

@@ -23,9 +23,9 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def judged_once():
+def judged_once(kit):
     """The claims are judged on the same records each time."""
-    verdicts = {file: judged(find_workspace(), file=file) for file in ("claims.yml", "choices.yml")}
+    verdicts = {"claims.yml": kit, "choices.yml": judged(find_workspace(), file="choices.yml")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readme_results, "judged", lambda workspace, file="claims.yml": verdicts[file])
         yield

@@ -260,11 +260,10 @@ def test_each_of_a_studys_arms_that_is_missing_is_named():
     assert lacking(workspace, found, ["dynamics/*"], "quick").count("mean_site") == 2      # as missing, in the command
 
 
-def test_some_claims_are_judged_as_all_of_them_are():
+def test_some_claims_are_judged_as_all_of_them_are(kit):
     """Holm counts a claim's whole family, whoever asks for it."""
-    workspace = find_workspace()
-    every = {v.claim.name: v for v in judged(workspace)}
-    for v in judged(workspace, ("C8", "C14")):
+    every = {v.claim.name: v for v in kit}
+    for v in judged(find_workspace(), ("C8", "C14")):
         assert v.verdict == every[v.claim.name].verdict
         for a, b in zip(v.contrasts, every[v.claim.name].contrasts):
             assert a.judgement.p_adjusted == b.judgement.p_adjusted or math.isnan(b.judgement.p_adjusted)

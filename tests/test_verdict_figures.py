@@ -25,11 +25,6 @@ from fer_lib.study_records import judged, to_make, to_make_each
 from fer_lib.workspace import Workspace, find_workspace
 
 
-@pytest.fixture(scope="module")
-def kit():
-    return judged(find_workspace())
-
-
 def test_the_table_has_a_row_a_contrast_with_records_and_its_numbers(kit):
     table = verdict_figures.contrast_table(kit)
     with_records = [c for v in kit for c in v.contrasts if c.judgement.n]
