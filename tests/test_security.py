@@ -114,7 +114,9 @@ def test_make_lab_listens_on_loopback_and_wants_its_token(tmp_path):
         while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/lab\?token=([0-9a-f]{40,})", log.read_text())):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(.1)
-        heard = {c.laddr.ip for c in psutil.Process(process.pid).net_connections() if c.status == psutil.CONN_LISTEN}
+        server, heard = psutil.Process(process.pid), set()
+        while not heard and time.monotonic() < deadline:   # the kernel may miss a line while others come
+            heard = {c.laddr.ip for c in server.net_connections() if c.status == psutil.CONN_LISTEN}
         assert heard == {"127.0.0.1"}
         address = f"http://127.0.0.1:{found[1]}/api/contents"
         with pytest.raises(urllib.error.HTTPError, match="403"):
