@@ -153,6 +153,7 @@ def training(browser, shared_place):
     shared_place.lab.end_sessions()
 
 
+@pytest.mark.long
 def test_hover_zoom_legend_and_themes(training):
     _, page = training
     page.chart(80)
@@ -259,6 +260,7 @@ def test_a_watched_run_has_the_bits_of_a_headless_one_and_its_picture_stays(plac
 
 
 @pytest.mark.alone
+@pytest.mark.long
 def test_the_monitor_follows_and_stops_a_cell_whose_page_was_left(place, context):
     set_parameters(place.notebook("04_train.ipynb"), epochs=400)
     set_parameters(place.notebook("monitor.ipynb"), path=str(place.runs))
