@@ -123,9 +123,14 @@ class Cluster:
 
     def renew(self, address: str) -> bool:
         """A new process in place of this worker. False where nobody would start one: it has no nanny."""
-        if not self.client.scheduler_info(n_workers=-1)["workers"].get(address, {}).get("nanny"):
-            return False
-        self.client.restart_workers([address], raise_for_error=False)
+        try:
+            worker = self.client.scheduler_info(n_workers=-1)["workers"].get(address)
+            if worker and not worker["nanny"]:
+                return False
+            if worker:
+                self.client.restart_workers([address], raise_for_error=False)
+        except (OSError, TimeoutError, KeyError):       # going by itself, or the scheduler is: `lost` tells
+            pass
         self.seen = 0., {}
         return True
 

@@ -139,8 +139,8 @@ def _cost(workspace: Workspace, runs: int, size: str = "standard") -> str:
     own = found.runs[found.runs["runs_together"].notna()]
     seconds = (own["seconds"] / own["runs_together"]).median()
     device = " or ".join(sorted(set(own["env_device"])))
-    hours = runs * seconds / 3600
-    cost = f"{hours:.1f} hours" if hours >= .1 else f"{math.ceil(60 * hours)} minutes"
+    hours, minutes = runs * seconds / 3600, math.ceil(runs * seconds / 60)
+    cost = f"{hours:.1f} hours" if hours >= .1 else f"{minutes} minute{'s' * (minutes > 1)}"
     return f" A run of Table 1 took {seconds:.0f} s of one {device}, so about {cost} of it if each took as long."
 
 
