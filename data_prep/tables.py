@@ -77,7 +77,8 @@ def table_columns(path: Path) -> list[str]:
 def numbers(column: pd.Series) -> np.ndarray:
     """Text -> float64; NaN for what is no finite number."""
     values = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    return np.where(np.isfinite(values), values, np.nan)
+    cut = column.astype("string").str.contains("\0", regex=False, na=False)  # pandas 2 reads a text up to its NUL
+    return np.where(np.isfinite(values) & ~cut.to_numpy(bool), values, np.nan)
 
 
 def _places(path: Path, columns: Sequence[str], wanted: Sequence[str], optional: Sequence[str]) -> dict[str, int]:

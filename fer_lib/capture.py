@@ -14,8 +14,7 @@ import torch
 WARM_UP = 2         # ordinary passes first: they make the optimiser's state and choose cuDNN's algorithms
 IN_FLIGHT = 2       # replays queued ahead: the GPU never waits for the next, and stops within two steps
 
-# PyTorch 2.11's allocator goes on asking a graph whose recording failed, by its address, whether it is the one that
-# records: a later graph in its place would take memory that nothing frees (pytorch#180395)
+# The allocators of PyTorch before 2.12 may go on asking a graph whose recording failed: none may come in its place
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
@@ -31,14 +30,26 @@ class Captured:
         self.key, self.graph = key, torch.cuda.CUDAGraph()
         for generator in generators:
             self.graph.register_generator_state(generator)
+        pool = torch.cuda.graph_pool_handle()
         try:
-            with _no_garbage_collection(), torch.cuda.graph(self.graph, stream=stream,
-                                                            capture_error_mode="thread_local"):
+            with _no_garbage_collection(), torch.cuda.graph(self.graph, pool, stream, "thread_local"):
                 self.result = work()
         except BaseException:
             if torch.__version__ < "2.12":
                 _failed.append(self.graph)
+            _end_recording(stream.device_index, pool)
             raise
+
+
+def _end_recording(device: int, pool: tuple[int, int]) -> None:
+    """PyTorch before 2.12 leaves its allocator recording where the end of a recording fails (pytorch#180395): from then
+    on it would give no memory back to the GPU, nor ever what the failed step took.
+    """
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:                                # it was ended, and its graph gives back what it took
+        return
+    torch._C._cuda_releasePool(device, pool)
 
 
 @contextlib.contextmanager

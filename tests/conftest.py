@@ -217,8 +217,11 @@ def mounted(place: Path, size: str) -> Iterator[Path]:
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True)
     if done.returncode:
         pytest.skip(f"no disk to fill, mounting is not allowed here ({done.stderr.decode().strip()[:60]})")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        gc.collect()                                    # an error that was caught may hold a file that is open there
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture

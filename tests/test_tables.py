@@ -3,6 +3,7 @@
 import hashlib
 import tracemalloc
 
+import numpy as np
 import pandas as pd
 import pytest
 from fuzzing import fuzz
@@ -183,3 +184,8 @@ def test_damaged_parquet_is_one_sentence(tmp_path, keep):
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:keep])
     with pytest.raises(DataError, match="is no readable parquet file"):
         read(tmp_path / "t.parquet", ["image"])
+
+
+def test_a_number_with_a_nul_byte_is_none():
+    """pandas 2 reads '0.03' here."""
+    assert np.isnan(numbers(pd.Series(["0.03\x005", "1e400", "x", None]))).all() and numbers(pd.Series(["1"])) == [1]
