@@ -13,7 +13,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PACKED := $(or $(FER_PACKED),packed)
 QUICK := $(PACKED)/synthetic-quick/manifest.json
-# Python compiles what is imported, when it is: pip would compile all 15,000 files, a minute or more
+# Python compiles what is imported, when it is: pip would compile all 15,000 files, a minute or more. Images for
+# containers often forbid that, and then each process compiles anew: 5 s more to import torch.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help study test lab table1 site stress benchmark notebooks readme-results clean
