@@ -35,13 +35,11 @@ class Captured:
             with _no_garbage_collection(), torch.cuda.graph(self.graph, pool, stream, "thread_local"):
                 self.result = work()
         except BaseException:
-            if torch.__version__ < "2.12":
-                _failed.append(self.graph)
-            _end_recording(stream.device_index, pool)
+            _end_recording(self.graph, stream.device_index, pool)
             raise
 
 
-def _end_recording(device: int, pool: tuple[int, int]) -> None:
+def _end_recording(graph: torch.cuda.CUDAGraph, device: int, pool: tuple[int, int]) -> None:
     """PyTorch before 2.12 leaves its allocator recording where the end of a recording fails (pytorch#180395): from then
     on it would give no memory back to the GPU, nor ever what the failed step took.
     """
@@ -50,6 +48,7 @@ def _end_recording(device: int, pool: tuple[int, int]) -> None:
     except RuntimeError:                                # it was ended, and its graph gives back what it took
         return
     torch._C._cuda_releasePool(device, pool)
+    _failed.append(graph)
 
 
 @contextlib.contextmanager
