@@ -364,8 +364,11 @@ def test_the_table_has_the_papers_number_beside_ours(tmp_path):
     assert "n = 20" in text and "adjusted" in text
 
 
-def test_the_command_prints_a_verdict_for_every_claim(capsys):
+def test_the_command_prints_a_verdict_for_every_claim(capsys, monkeypatch, kit):
+    asked = []
+    monkeypatch.setattr(claims, "judge", lambda *given: asked.append(given) or kit)
     assert main([]) == 0
+    assert asked == [(CLAIMS, ROOT / "notebooks" / "results")]
     shown = capsys.readouterr()
     assert shown.err == ""
     for claim in CLAIMS.claims:

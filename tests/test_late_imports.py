@@ -56,6 +56,7 @@ def test_training_loads_no_compiler_and_whoever_wants_it_has_it(tmp_path):
         "loaded: []", "pooled: 8.0 8.0", "asked: True True", "compiled: 2.0"]
 
 
+@pytest.mark.long
 def test_the_batch_command_loads_no_compiler_and_papermill_no_grammar():
     """And the compiler's other names are there at once, where torchvision should ask for one."""
     assert printed("""
