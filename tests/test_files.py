@@ -2,7 +2,6 @@
 
 import errno
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import mounted
 from safetensors import SafetensorError
 
 from fer_lib.checkpoint import read_state, read_weights, write_state, write_weights
@@ -68,14 +68,9 @@ def test_a_disk_that_fails_otherwise_is_named(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """1 MiB of memory as a disk, where this user may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes root on Linux; the full disk is simulated above")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    """1 MiB of memory as a disk."""
+    with mounted(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 def test_a_disk_that_is_really_full(small_disk):
