@@ -50,6 +50,7 @@ def printed(program: str, **env: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.long
 def test_training_loads_no_compiler_and_whoever_wants_it_has_it(tmp_path):
     write_packed(tmp_path / "packed" / "tiny", make_data())
     assert printed(TRAIN, FER_PACKED=str(tmp_path / "packed"), FER_RUNS=str(tmp_path / "runs")) == [
