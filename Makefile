@@ -66,10 +66,10 @@ site: $(VENV)/.lab
 
 # Library and commands (tests marked long are left to make stress), and nbval, which runs each notebook anew and compares
 # its checked outputs with the stored ones; then, alone on the machine, what measures how soon the live view acts in a
-# browser. One worker more than cores: many tests wait for a process or a page.
+# browser. Two workers more than cores: many tests wait for a process or a page.
 test: $(VENV)/.test $(VENV)/ipykernel-oldest $(QUICK)
 	$(PY) -m ruff check .
-	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q -n $$(($(WORKERS) + 1)) \
+	OMP_NUM_THREADS=1 FER_RUNS=$$(mktemp -d) JUPYTER_PREFER_ENV_PATH=1 $(PY) -m pytest -q -n $$(($(WORKERS) + 2)) \
 	  --dist loadfile --no-loadscope-reorder -m "not alone and not long" --nbval-lax --nbval-current-env --nbval-cell-timeout 300 notebooks tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "alone and not long" $(wildcard tests/test_browser*.py)
 

@@ -14,7 +14,7 @@ import torch
 WARM_UP = 2         # ordinary passes first: they make the optimiser's state and choose cuDNN's algorithms
 IN_FLIGHT = 2       # replays queued ahead: the GPU never waits for the next, and stops within two steps
 
-# The allocators of PyTorch before 2.12 may go on asking a graph whose recording failed: none may come in its place
+# PyTorch's allocator of host memory, before 2.12, goes on asking such a graph: none may come in its place
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
@@ -40,8 +40,8 @@ class Captured:
 
 
 def _end_recording(graph: torch.cuda.CUDAGraph, device: int, pool: tuple[int, int]) -> None:
-    """PyTorch before 2.12 leaves its allocator recording where the end of a recording fails (pytorch#180395): from then
-    on it would give no memory back to the GPU, nor ever what the failed step took.
+    """PyTorch before 2.12 leaves its allocator recording where the end of a recording fails (pytorch#180395): it would
+    give no memory back to the GPU from then on, and what the failed step took never.
     """
     try:
         torch._C._cuda_endAllocateToPool(device, pool)
