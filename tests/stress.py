@@ -1,7 +1,8 @@
 """The tests at full length, stage by stage: python tests/stress.py [--only NAME] [--restart] [--list]
 
 stress.json in the project's folder says of each stage when it ended, how long it took and how. Started again, finished
-stages are left out, as long as the sources are the same; failed ones are run again. Exit code 1 where a stage failed.
+stages are left out, as long as the sources are the same; failed ones are run again, and what failed before is kept.
+Exit code 1 where a stage failed.
 """
 
 import argparse
@@ -50,12 +51,15 @@ def stages() -> list[Stage]:
 
 
 def sources() -> str:
-    """A hash over all that the tests read of this project."""
+    """A hash over code, studies and notebooks. Without their outputs, which grow with the records."""
     digest = hashlib.sha256()
     for folder in ("fer_lib", "data_prep", "tests", "notebooks"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".js", ".yml", ".ipynb"):
-                digest.update(f"{path.relative_to(ROOT)}".encode() + path.read_bytes())
+                content = path.read_bytes()
+                if path.suffix == ".ipynb":
+                    content = json.dumps([cell["source"] for cell in json.loads(content)["cells"]]).encode()
+                digest.update(f"{path.relative_to(ROOT)}".encode() + content)
     return digest.hexdigest()[:12]
 
 
@@ -99,10 +103,12 @@ def main(argv: list[str] | None = None) -> int:
         ended = record["stages"].get(stage.name)
         if not args.list and not (ended and ended["passed"]):
             print(f"{stage.name} ...", flush=True)
-            ended = record["stages"][stage.name] = run(stage)
+            failed = [*ended["failed_before"], ended["said"]] if ended else []
+            ended = record["stages"][stage.name] = {**run(stage), "failed_before": failed}
             write_record(record)
         state = "not run" if ended is None else "passed" if ended["passed"] else "FAILED"
         how = f" in {ended['seconds']} s: {ended['said'][-1]}" if ended else ""
+        how += f" (failed {len(ended['failed_before'])} times before)" if ended and ended["failed_before"] else ""
         print(f"{stage.name}: {state}{how}", flush=True)
     return int(any(not ended["passed"] for ended in record["stages"].values()))
 

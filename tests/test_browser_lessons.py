@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from jupyterlab import Page, needs_browser, set_parameters
 
-pytestmark = [*needs_browser, pytest.mark.alone]
+pytestmark = [*needs_browser, pytest.mark.alone, pytest.mark.long]     # test_browser_panels has a sample
 
 # in the page: move a control, and say after how many milliseconds the chart and the sentence changed for the last time
 MOVE = """async (panel, [label, key]) => {
