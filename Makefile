@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 PACKED := $(or $(FER_PACKED),packed)
 QUICK := $(PACKED)/synthetic-quick/manifest.json
 # Python compiles what is imported, when it is: pip would compile all 15,000 files, a minute or more. Images for
-# containers often forbid that, and then each process compiles anew: 5 s more to import torch.
+# containers often forbid that, and then each process compiles anew: 5 s more to start.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
