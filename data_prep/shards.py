@@ -172,7 +172,7 @@ def _exit_with_parent() -> None:
 def finish_all(plan: Plan, chunks: list[Chunk], workers: int) -> Iterator[Shard]:
     """Yields every chunk's shard in order; one worker means this process."""
     task = partial(_finish_chunk, decode=plan.decode, shape=plan.shape)
-    if workers == 1 or len(chunks) == 1:
+    if workers == 1 or len(chunks) <= 1:
         yield from map(task, chunks)
         return
     pool = ProcessPoolExecutor(min(workers, len(chunks)), _start_method(plan.modules), _start_worker)

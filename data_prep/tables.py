@@ -77,7 +77,7 @@ def table_columns(path: Path) -> list[str]:
 def numbers(column: pd.Series) -> np.ndarray:
     """Text -> float64; NaN for what is no finite number."""
     values = pd.to_numeric(column, errors="coerce").to_numpy(float)
-    cut = column.astype("string").str.contains("\0", regex=False, na=False)  # pandas 2 reads a text up to its NUL
+    cut = column.astype("string").str.contains("\0", regex=False, na=False)  # pandas < 3.1 reads a text up to its NUL
     return np.where(np.isfinite(values) & ~cut.to_numpy(bool), values, np.nan)
 
 

@@ -53,6 +53,14 @@ def test_numbers_need_names(tmp_path, capsys):
     assert manifest["classes"] == NAMES and labels(tmp_path / "out", "train") == [NAMES[n % 8] for n in range(12)]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_row_that_can_be_used(tmp_path, capsys, workers):
+    source = write_csv(tmp_path / "list.csv", "file,label", "img/none.png,happy")
+    given = mapping("--label-column", "label", "--workers", workers)
+    said = refused(capsys, "table", source, tmp_path / "out", *given)
+    assert said.endswith("not one usable image in the source (1 x image file is missing)")
+
+
 def test_soft_labels_in_another_order(tmp_path):
     order = ["anger", "contempt", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
     shares = np.random.default_rng(0).random((12, 8))
