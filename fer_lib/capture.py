@@ -14,7 +14,7 @@ import torch
 WARM_UP = 2         # ordinary passes first: they make the optimiser's state and choose cuDNN's algorithms
 IN_FLIGHT = 2       # replays queued ahead: the GPU never waits for the next, and stops within two steps
 
-# PyTorch's allocator of host memory, before 2.12, goes on asking such a graph: none may come in its place
+# Whose recording failed: before PyTorch 2.12 the host's allocator goes on asking them, so none may come in their place
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
