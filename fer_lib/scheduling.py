@@ -91,6 +91,7 @@ class Batch:
                     for outcome in self._take(future, self.going.pop(future)):
                         self.ended += 1
                         yield outcome
+                    future.release()                    # else Dask does it again where the worker that did it dies
                 if self.cluster.lost:
                     self._find_again()
                 self._tell(len(runs))

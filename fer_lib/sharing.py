@@ -47,9 +47,10 @@ def train_on_worker(experiments: list[Experiment], workspace: Workspace) -> dict
     Raises Crowded.
     """
     global _used
-    device, used, _used = _device(), _used, True
+    device = _device()
     engine.LEAVE.clear()
     runs = [open_run(e, workspace) for e in experiments]
+    used, _used = _used, _used or not all(run.finished for run in runs)
     with leaving(engine.LEAVE.set) as told:
         try:
             failed = train_group(runs, device, lambda line: print(f"  {device}: {line}", flush=True))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_runs import assert_same_record, trained
 
-from fer_lib import engine, groups, scheduling, studies
+from fer_lib import engine, groups, scheduling, sharing, studies
 from fer_lib.cluster import start_here
 from fer_lib.experiment import Experiment
 from fer_lib.groups import OUT_OF_MEMORY, Fit, kind, measure_fit, plan_groups, train_group
@@ -214,7 +215,20 @@ def test_where_earlier_work_keeps_the_memory_runs_go_on_in_a_new_process(workspa
     assert {o.run.experiment.seed: o.sentence for o in ended} == {0: "", 1: "", 2: "", 9: OUT_OF_MEMORY}
     assert all(run.finished for run in runs[:3])
     tried = [line.split(",")[0] for line in said if line.startswith("no memory")]
-    assert tried == ["no memory for 3 runs"] and len(set((runs[1].path / "processes").read_text().split())) == 2
+    processes = [(run.path / "processes").read_text().split() for run in runs[:2]]
+    assert tried == ["no memory for 3 runs"] and len(set(processes[1])) == 2, (said, processes)
+    assert len(processes[0]) == 1, "what ended is not begun again in the new process"
+
+
+def test_a_process_that_met_finished_runs_only_is_as_new(workspace, monkeypatch):
+    runs = opened(workspace, 1, epochs=1)
+    monkeypatch.setattr(sharing, "get_worker", lambda: SimpleNamespace(name="cpu:0", address="tcp://a"))
+    monkeypatch.setattr(sharing, "leaving", lambda stop: nullcontext(threading.Event()))
+    monkeypatch.setattr(sharing, "_used", False)
+    work = [run.experiment for run in runs]
+    assert sharing.train_on_worker(work, workspace) == {} and sharing._used
+    sharing._used = False
+    assert sharing.train_on_worker(work, workspace) == {} and not sharing._used
 
 
 def test_without_a_new_process_runs_that_find_no_memory_fail_by_themselves(workspace):

@@ -87,6 +87,23 @@ def test_workers_that_die_cost_nothing_and_what_kills_them_is_given_up(workspace
     assert sum("tried once more at the end, alone" in line for line in said) >= 1
 
 
+def test_what_ended_is_not_begun_again_where_its_worker_dies_later(workspace):
+    runs = runs_of(workspace, "good", "slow", "slow", "slow")
+    here = start_here(workspace, 2, [])
+
+    def kill() -> None:
+        wait_for(lambda: scripted_runs.steps(runs[2].path))     # it has the first run's worker
+        os.kill(int((runs[2].path / "starts").read_text()), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    found = trained(here, runs, [])
+    thread.join()
+    assert all(o.status == "finished" for o in found.values()) and no_step_twice(runs)
+    assert [scripted_runs.lines(run.path / "starts") for run in runs] == [1, 1, 2, 1]
+    assert (runs[0].path / "starts").read_text() == (runs[2].path / "starts").read_text().splitlines(True)[0]
+
+
 def test_a_batch_that_is_left_waits_until_all_have_stopped(workspace):
     runs = runs_of(workspace, "good", "slow", "slow", "slow")
     here = start_here(workspace, 2, [])
