@@ -157,10 +157,13 @@ def _lacking(reason: str) -> str:
 
 
 def page(table: pd.DataFrame, summary: str = "") -> HTML:
-    """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it.
+    """A table of text as a notebook shows it, lines wrapped; with a summary it is folded away under it, or
+    one line says that there is nothing.
 
     Styles stand in the cells: JupyterLab leaves those of a page out until its reader trusts the notebook.
     """
+    if summary and table.empty:
+        return HTML(f"<p>{escape(summary)}: nothing</p>")
     table = table.reset_index() if table.index.name else table          # its head in one line with the others
     table = table.replace(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", regex=True)        # an interval stays in one line
     left = ["text-align:left" if name in WORDS else "" for name in table]

@@ -108,6 +108,7 @@ def test_the_page_is_the_same_each_time_and_shows_text_as_text(kit):
     assert "95\u00a0%" in folded and not re.search(r"\[[-+.\d]+, ", folded), "intervals and heads break between words"
     assert "<b>bold" not in folded and "<summary>all &lt;of&gt; it</summary>" in folded
     assert "<style" not in folded and '<td style="text-align:left">' in folded, "a page that isn't trusted shows it so"
+    assert verdict_figures.page(table.iloc[:0], "all <of> it").data == "<p>all &lt;of&gt; it: nothing</p>"
 
 
 def test_lines_hold_each_contrast_whole_and_stay_narrow(kit):
