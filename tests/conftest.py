@@ -13,12 +13,13 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
+import nbval.kernel
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,6 +39,22 @@ if "FER_FUZZ_CASES" not in os.environ:
 # a shell that starts the tests in the background lets them ignore Ctrl-C, and all processes that they start
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure() -> None:
+    nbval.kernel.start_new_kernel = started(nbval.kernel.start_new_kernel)
+
+
+def started(start: Callable) -> Callable:
+    """nbval's kernels are started up to three times, as batch's are: a port that was free when it was chosen can be
+    another's when the kernel comes to take it (jupyter_client issue 154).
+    """
+    def start_new_kernel(*args: object, **kwargs: object) -> tuple:
+        for _ in range(2):
+            with suppress(RuntimeError):
+                return start(*args, **kwargs)
+        return start(*args, **kwargs)
+    return start_new_kernel
 
 
 def pytest_collection_finish() -> None:

@@ -15,6 +15,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from conftest import started
 from papermill.parameterize import parameterize_notebook
 from test_audit import clean_set, pack
 
@@ -270,6 +271,21 @@ def nbval(tmp_path_factory) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--nbval-lax", "--nbval-current-env",
          "--rootdir", str(folder), "notebooks"], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_a_kernel_that_dies_at_its_start_is_started_again_and_not_for_ever():
+    calls: list[dict] = []
+
+    def start(**kwargs: object) -> tuple:
+        calls.append(kwargs)
+        if len(calls) != 3:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return "manager", "client"
+
+    assert started(start)(cwd="here") == ("manager", "client") and calls == [{"cwd": "here"}] * 3
+    with pytest.raises(RuntimeError, match="Kernel died"):
+        started(start)()
+    assert len(calls) == 6
 
 
 def test_nbval_passes_the_stored_table_and_fails_one_wrong_digit(nbval):
