@@ -139,7 +139,7 @@ def test_the_literal_rounding_error_keeps_its_size(size, layout):
 
 @gpu
 def test_literal_flips_over_20_seeds_cannot_be_told_apart():
-    """Twenty others where chance told the first apart, as it does once in a hundred times. 300 seeds each way had 6.21
+    """Twenty others where chance told the first apart, as it does once in a hundred times. 300 runs each way had 6.21
     steps with a flip, difference 0.00 [-0.29, +0.30] (H200, torch 2.11).
     """
     first = p_of_flips(range(20))
