@@ -10,6 +10,7 @@ data set that is trained resident and streamed.
 import argparse
 import importlib
 import itertools
+import json
 import math
 import os
 import statistics
@@ -32,7 +33,7 @@ from fer_lib import activations
 from fer_lib.data import DataError, PackedDataset, Split, open_packed
 from fer_lib.engine import Learner, Precision, build_optimizer, choose_device, train
 from fer_lib.experiment import Experiment, ParameterError
-from fer_lib.files import write_json
+from fer_lib.files import RecordError, write_json
 from fer_lib.models import build_model
 from fer_lib.runs import processor_name
 from fer_lib.time_profile import profile_steps
@@ -343,6 +344,7 @@ def environment(device: torch.device) -> dict:
             "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
+MOST = 1000
 PARTS = ("steps", "activations", "trained", "streaming", "sizes", "profile")
 
 
@@ -398,33 +400,65 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmark_speed: {error}", file=sys.stderr)
         return 2
     except ValueError:
-        print(f"benchmark_speed: --runs takes whole numbers joined by commas, not '{args.runs}'", file=sys.stderr)
-        return 2
+        many = []
     parts = args.parts.split(",")
-    if unknown := sorted(set(parts) - set(PARTS)):
-        print(f"benchmark_speed: unknown part '{unknown[0]}' (choose from {', '.join(PARTS)})", file=sys.stderr)
+    unknown = sorted(set(parts) - set(PARTS))
+    wrong = (f"--runs takes whole numbers from 1 to {MOST} joined by commas, not '{args.runs}'"
+             if not many or not all(1 <= n <= MOST for n in many) else
+             f"--stretches takes a whole number from 1 to {MOST}, not {args.stretches}"
+             if not 1 <= args.stretches <= MOST else
+             f"--parts has an unknown part '{unknown[0]}' (choose from {', '.join(PARTS)})" if unknown else
+             f"'{args.out}' is there and holds something else: name another file for --out"
+             if args.out and os.path.exists(args.out) and not _own(args.out) else "")
+    if wrong:
+        print(f"benchmark_speed: {wrong}", file=sys.stderr)
         return 2
+    try:
+        _report(device, many, args.stretches, args.packed, parts, args.out)
+    except RecordError as error:
+        print(f"benchmark_speed: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _own(path: Path) -> bool:
+    """Whether this is what `--out` wrote before."""
+    try:
+        return {"environment", "stretches", "rows"} <= set(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _report(device: torch.device, many: Sequence[int], stretches: int, packed: Path | None, parts: Sequence[str],
+            out: Path | None) -> None:
+    """Print each figure when it is measured; `out` holds those so far. Raises RecordError, at once where it can't be
+    written at all.
+    """
     torch.backends.cudnn.benchmark = True
-    facts, rows, section = environment(device), [], ""
+    facts, section = environment(device), ""
+    found: dict[str, object] = {"environment": facts, "stretches": stretches, "rows": (rows := [])}
+
+    def keep() -> None:
+        if out:
+            write_json(out, found)
+
+    keep()
     print(", ".join(f"{k} {v}" for k, v in facts.items()))
-    for row in measure(device, many, args.stretches, args.packed, parts):
+    for row in measure(device, many, stretches, packed, parts):
         if row.section != section:
             section = row.section
             print(section)
         print(line(row), flush=True)
         rows.append({**asdict(row), "verdict": row.verdict})
-        if args.out:
-            write_json(args.out, {"environment": facts, "stretches": args.stretches, "rows": rows})
+        keep()
     if device.type == "cuda" and "profile" in parts:
-        profile = profiles(Experiment(epochs=100_000), random_faces(64 * 448, 48), device)
-        for name, found in profile.items():
-            print(f"  {name}: {found['step_us']:,.0f} us a step, GPU busy {found['busy_us']:,.0f} us in "
-                  f"{found['kernels']:.0f} kernels: " + ", ".join(f"{k} {v:.0f}" for k, v in found["by_kind"].items()))
-        if args.out:
-            write_json(args.out, {"environment": facts, "stretches": args.stretches, "rows": rows, "profile": profile})
+        found["profile"] = profiles(Experiment(epochs=100_000), random_faces(64 * 448, 48), device)
+        for name, one in found["profile"].items():
+            print(f"  {name}: {one['step_us']:,.0f} us a step, GPU busy {one['busy_us']:,.0f} us in "
+                  f"{one['kernels']:.0f} kernels: " + ", ".join(f"{k} {v:.0f}" for k, v in one["by_kind"].items()))
+        keep()
     judged = [row for row in rows if row["verdict"]]
     print(f"{sum(row['verdict'] == 'met' for row in judged)} of {len(judged)} targets met")
-    return 0
 
 
 if __name__ == "__main__":

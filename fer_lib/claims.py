@@ -8,6 +8,7 @@ seed by seed on one device in one precision: a seed whose arms ran on two is lef
 
 import argparse
 import contextlib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -342,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         claims = at_size(read_claims(args.claims), args.claims, args.size)
-        if not args.records.is_dir():
+        if not os.path.isdir(args.records):             # False also for what no path can be
             raise ClaimError(f"no folder of records at '{args.records}'")
         print(as_text(judge(claims, args.records)))
     except ClaimError as error:

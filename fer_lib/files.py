@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -43,7 +43,8 @@ def write_together(writes: Mapping[Path, Callable[[Path], None]]) -> None:
                 os.replace(temporary[path], path)
     finally:
         for left in temporary.values():
-            left.unlink(missing_ok=True)
+            with suppress(OSError):                     # a name that is too long, a disk that went away
+                left.unlink()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Nothing here imports torch: a laptop rebuilds every figure from records.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,11 +49,12 @@ SAME = ("id", "data_hash", "env_device", "env_precision", "steps", "chosen_epoch
 
 
 def read_records(folder: Path) -> Records:
-    """The records below a folder: run directories, or one study as `export` wrote it. Raises RecordError if it is none.
+    """The records below a folder: run directories, or one study as `export` wrote it. Raises RecordError if it is none,
+    and where a file of a finished run is missing or damaged.
     """
-    if (folder / "runs.parquet").exists():
+    if os.path.isfile(folder / "runs.parquet"):         # False also for what no path can be
         return _read_exported(folder)
-    results = results_below(folder)
+    results = results_below(folder) if os.path.isdir(folder) else []
     if not results:
         raise RecordError(f"no records in '{folder.name}': run a study first, for example 'make study'")
     rows, tables, unfinished, steered = [], {name: [] for name in (*TABLES, "robustness")}, [], []
@@ -67,17 +69,37 @@ def read_records(folder: Path) -> Records:
         if result["status"] != "finished":
             unfinished.append(f"{path.parent.name}: {result['status']}")
             continue
-        rows.append(_run_row(path.parent, result))
-        own = {name: pd.read_parquet(path.parent / f"{name}.parquet") for name in TABLES}
-        if (path.parent / "robustness.parquet").exists():
-            own["robustness"] = pd.read_parquet(path.parent / "robustness.parquet")
-            rows[-1] |= _robustness_means(own["robustness"])
+        try:
+            row, own = _read_run(path.parent, result)
+        except RecordError:
+            if path.exists():
+                raise
+            continue                                    # moved aside in this moment
+        rows.append(row)
         for name, table in own.items():
             tables[name].append(table.assign(**{k: rows[-1][k] for k in ("study", "name", "method", "seed", "id")}))
     filled = {name: [table for table in t if len(table)] or t[:1] for name, t in tables.items()}    # else dtypes go
     joined = {name: pd.concat(t, ignore_index=True) if t else pd.DataFrame() for name, t in filled.items()}
     rows.sort(key=lambda row: (rank(row["method"]), row["study"], row["name"], row["seed"]))
     return Records(pd.DataFrame(rows), unfinished=unfinished, steered=steered, **joined)
+
+
+def _read_run(path: Path, result: dict) -> tuple[dict, dict[str, pd.DataFrame]]:
+    """A finished run's row and tables. Raises RecordError."""
+    again = "delete its folder to train the run again"
+    row = _run_row(path, result, again)
+    tables = {name: _table(path / f"{name}.parquet", again) for name in TABLES}
+    if (path / "robustness.parquet").exists():
+        tables["robustness"] = _table(path / "robustness.parquet", "delete it to measure again")
+        row |= _robustness_means(tables["robustness"])
+    return row, tables
+
+
+def _table(path: Path, way_out: str) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:              # Arrow's are these, too
+        raise RecordError(f"'{path.parent.name}/{path.name}' is missing or damaged: {way_out}") from error
 
 
 def _robustness_means(table: pd.DataFrame) -> dict[str, float]:
@@ -108,10 +130,17 @@ def rank(method: str) -> tuple:
     return len(parts), [ORDER.index(p) for p in parts]
 
 
-def _run_row(path: Path, result: dict) -> dict:
+def _run_row(path: Path, result: dict, way_out: str) -> dict:
     """One run as a flat row: place, settings, numbers, environment."""
-    head = json.loads((path / "experiment.json").read_text())
-    env = json.loads((path / "environment.json").read_text())
+    try:
+        head, env = (json.loads((path / f"{name}.json").read_text()) for name in ("experiment", "environment"))
+        return _flat(result, head, env)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"'{path.name}' lacks a part of its experiment.json, environment.json or result.json, or one "
+                          f"is damaged: {way_out}") from error
+
+
+def _flat(result: dict, head: dict, env: dict) -> dict:
     row = {k: result[k] for k in ("study", "name", "method", "seed", "id", "status", "steered", "seconds",
                                   "images_per_second", "max_val_macro_f1", "min_train_loss", "steps",
                                   "steps_per_epoch")}
@@ -251,8 +280,9 @@ def _write_small(path: Path, table: pd.DataFrame) -> None:
 
 
 def _read_exported(folder: Path) -> Records:
-    runs = pd.read_parquet(folder / "runs.parquet")
-    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in (*TABLES, "robustness")
+    again = "take it from a copy, or export the study again"
+    runs = _table(folder / "runs.parquet", again)
+    tables = {name: _table(folder / f"{name}.parquet", again) for name in (*TABLES, "robustness")
               if name != "robustness" or (folder / "robustness.parquet").exists()}
     for name, table in tables.items():
         if len(table) and "id" in table:                # a join that was killed left more than `runs` lists

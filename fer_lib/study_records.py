@@ -4,6 +4,7 @@ Nothing here imports torch.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def studies_in(workspace: Workspace, names: Sequence[str], records: str = "noteb
     """
     if size not in SIZES:
         raise ClaimError(f"no size '{size}' (choose from {', '.join(SIZES)})")
-    if not (workspace.root / records).is_dir():
+    if not os.path.isdir(workspace.root / records):
         raise ClaimError(f"no folder of records at '{records}'")
     found = {}
     for name in names:
@@ -159,7 +160,7 @@ def judged(workspace: Workspace, names: Sequence[str] = (), records: str = "note
     claims = at_size(read_claims(path), path, size)
     if unknown := [name for name in names if name not in {c.name for c in claims.claims}]:
         raise ClaimError(f"no claim '{unknown[0]}' (choose from {', '.join(c.name for c in claims.claims)})")
-    if not (workspace.root / records).is_dir():
+    if not os.path.isdir(workspace.root / records):
         raise ClaimError(f"no folder of records at '{records}'")
     if names:                                           # p are adjusted within a family: no other claim matters
         families = {c.family for claim in claims.claims if claim.name in names for c in claim.contrasts}

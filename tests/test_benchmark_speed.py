@@ -14,6 +14,7 @@ from fer_lib.benchmark_speed import (
     handed_out,
     line,
     linear,
+    main,
     plain_loop,
     random_faces,
     steps,
@@ -59,6 +60,27 @@ def test_a_target_is_a_floor_or_a_ceiling():
     assert Row("s", "f", 1., "x").verdict == ""
     shown = line(Row("s", "one run", 9.5, "plain loop", 8., True, .001, 64000.))
     assert shown.split() == "one run 1.000 ms 64,000 images/s 9.500 x plain loop target >= 8: met".split()
+
+
+def test_the_command_keeps_each_figure_and_no_other_file_is_overwritten(tmp_path, monkeypatch, capsys):
+    out, lost = tmp_path / "speed.json", tmp_path / "study.yml"
+    lost.write_text("study: s")
+
+    def figures(*_):
+        assert json.loads(out.read_text())["rows"] == [], "what can't be written is known before anything is measured"
+        yield Row("steps", "one run", 9., "plain loop", 8.)
+        assert len(json.loads(out.read_text())["rows"]) == 1
+        yield Row("steps", "24 runs", 19., "plain loop", 25.)
+
+    monkeypatch.setattr(benchmark_speed, "measure", figures)
+    assert main(["--device", "cpu", "--out", str(out)]) == 0 and "1 of 2 targets met" in capsys.readouterr().out
+    assert main(["--device", "cpu", "--out", str(out)]) == 0, "its own file is written anew"
+    for words, said in ((["--out", str(lost)], f"'{lost}' is there and holds something else"),
+                        (["--out", str(lost / "x.json")], "can't write 'study.yml/x.json'"),
+                        (["--stretches", "0"], "--stretches takes a whole number from 1 to 1000, not 0"),
+                        (["--runs", "1,0"], "--runs takes whole numbers from 1 to 1000 joined by commas, not '1,0'")):
+        assert main(["--device", "cpu", *words]) == 2 and said in capsys.readouterr().err
+    assert lost.read_text() == "study: s"
 
 
 def test_images_handed_out_are_counted_from_the_second_epoch(data):

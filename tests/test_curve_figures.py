@@ -275,6 +275,8 @@ def test_contrasts_of_different_studies_have_different_words():
 
 @pytest.mark.parametrize("records, size, said", [
     ("nowhere", "standard", "no folder of records at 'nowhere'"),
+    ("x" * 300, "standard", f"no folder of records at '{'x' * 300}'"),
+    ("a\0b", "standard", "no folder of records at 'a\0b'"),
     ("notebooks/results", "huge", "no size 'huge' (choose from quick, standard, paper)")])
 def test_a_wrong_place_or_size_is_a_sentence(records, size, said):
     with pytest.raises(ClaimError) as error:

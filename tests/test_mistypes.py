@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import __main__ as preparation
-from fer_lib import benchmark_speed, calibrate, distributed, predict, records, studies
+from fer_lib import benchmark_speed, calibrate, claims, distributed, predict, records, studies
 from fer_lib.experiment import Experiment, ParameterError, shown
 from fer_lib.runs import Run, record
 from fer_lib.studies import read_study
 
 ROOT = Path(__file__).parents[1]
+CLAIMS = ROOT / "notebooks" / "studies" / "claims.yml"
 TEXTS = ["", " ", "-1", "0", "00", "1.5", "1e9", "1e400", "nan", "inf", "9" * 400, "9" * 5000, "0x10", "\u0661\u0662",
          "1,2", ",", "1,,2", "a=b", "=", "none", "None", "../..", "\udce9", "\u00e9", "x" * 300, "[", "{}", "!!x", "--",
          "-", "%s", "{0}", "true", "2020-01-01", "2020-99-99", "a\nb"]
@@ -70,7 +71,9 @@ def place(tmp_path_factory) -> Iterator[Place]:
         patch.setattr(calibrate, "noise_scale", lambda *arguments: measured(*arguments[:3], min(arguments[3], 1)))
         patch.setattr(studies, "start_here", interrupted)
         patch.setattr(distributed, "launch", lambda *arguments: 0)
-        patch.setattr(benchmark_speed, "measure", lambda *arguments: iter(()))
+        figure = benchmark_speed.Row("steps", "one run", 9., "plain loop")
+        patch.setattr(benchmark_speed, "measure", lambda *arguments: iter([figure]))
+        patch.setattr(benchmark_speed, "profiles", lambda *arguments: {})
         patch.setattr(preparation, "write", interrupted)
         yield Place(folder, run.path, folder / "face.png", study)
 
@@ -101,7 +104,9 @@ COMMANDS = {
     "distributed": Command(distributed.main, lambda p: ["--processes", "1", "--set", "data=synthetic-quick", "--set",
                                                         "batch_size=8"], ("--processes", "--set")),
     "benchmark_speed": Command(benchmark_speed.main, lambda p: ["--device", "cpu"],
-                               ("--device", "--runs", "--stretches", "--packed", "--out")),
+                               ("--device", "--runs", "--stretches", "--parts", "--packed", "--out")),
+    "claims": Command(claims.main, lambda p: ["--records", str(p.folder), "--claims", str(CLAIMS)],
+                      ("--records", "--claims", "--size")),
     "data_prep synthetic": Command(preparation.main, lambda p: ["synthetic", "--preset", "quick", "--out",
                                                                 str(p.folder / "out")],
                                    ("--out", "--workers", "--classes", "--n-train", "--size", "--preset")),

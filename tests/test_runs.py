@@ -427,6 +427,28 @@ def test_a_damaged_record_in_a_study_is_named(data, tmp_path):
             read_records(tmp_path)
 
 
+@pytest.mark.parametrize("text", [None, "", "x", "{}", "[1]"])
+def test_a_missing_or_damaged_file_of_a_finished_run_is_named(data, tmp_path, text):
+    run = trained(tmp_path / "runs", data, epochs=1)
+    export(run.path.parent, tmp_path / "small")
+    for folder, names, way_out in ((run.path, ("epochs.parquet", "history.parquet"), "delete its folder to train"),
+                                   (run.path, ("experiment.json", "environment.json"), "delete its folder to train"),
+                                   (tmp_path / "small", ("flips.parquet",), "take it from a copy, or export")):
+        for name in names:
+            whole = (folder / name).read_bytes()
+            (folder / name).unlink() if text is None else (folder / name).write_text(text)
+            with pytest.raises(RecordError, match=f"'{re.escape(folder.name)}.*{name}.* damaged: {way_out}"):
+                read_records(folder.parent if folder == run.path else folder)
+            (folder / name).write_bytes(whole)
+    assert len(read_records(run.path.parent).runs) == len(read_records(tmp_path / "small").runs) == 1
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "a\0b", "nothing"])
+def test_where_no_records_are_is_a_sentence(tmp_path, place):
+    with pytest.raises(RecordError, match=f"no records in '{place}': run a study first"):
+        read_records(tmp_path / place)
+
+
 def test_nothing_is_written_before_the_first_block(data, tmp_path):
     Run(make_experiment(), data, tmp_path)
     record([Run(make_experiment(), data, tmp_path)])
