@@ -3,13 +3,15 @@
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
 from safetensors import SafetensorError
 
+TRAIN_AGAIN = "delete its folder to train the run again"
+MEASURE_AGAIN = "delete that file to measure the run again"
 RECORD_FORMAT = 1       # of a run's directory; raised when what an earlier version wrote can't be read any more
 
 
@@ -68,6 +70,38 @@ def write_json(path: Path, value: object) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, lambda p: table.to_parquet(p, index=False, compression="zstd"))
+
+
+@contextmanager
+def reading(path: Path, way_out: str = TRAIN_AGAIN) -> Iterator[None]:
+    """What goes wrong within, because the file is missing or damaged, is raised as a RecordError of one sentence that
+    names it and the way out. Errors that are a sentence pass.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:     # Arrow's are of these
+        if hasattr(error, "_render_traceback_"):
+            raise
+        refused = getattr(error, "strerror", None)
+        how = ("is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({refused})" if refused else
+               "is damaged")
+        shown = "/".join(path.parts[-3 if path.parent.name == "log" else -2:])      # from the run's folder on
+        raise RecordError(f"'{shown}' {how}: {way_out}") from error
+
+
+def read_json(path: Path, way_out: str = TRAIN_AGAIN) -> dict:
+    """A JSON object. Raises RecordError."""
+    with reading(path, way_out):
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise TypeError(f"an object, not {type(found).__name__}")
+    return found
+
+
+def read_table(path: Path, way_out: str = TRAIN_AGAIN, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Raises RecordError."""
+    with reading(path, way_out):
+        return pd.read_parquet(path, columns=columns)
 
 
 def results_below(folder: Path) -> list[Path]:

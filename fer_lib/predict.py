@@ -4,7 +4,6 @@ RUN is a run's directory with a model.safetensors; IMAGE a picture of one face, 
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from fer_lib.checkpoint import read_weights
 from fer_lib.experiment import Experiment
-from fer_lib.files import RecordError
+from fer_lib.files import RecordError, read_json, reading
 from fer_lib.methods import build_method
 from fer_lib.models import build_model, load_weights
 
@@ -26,14 +25,15 @@ def load_trained(run: Path) -> tuple[nn.Module, dict]:
     The signs are those of the last training forward of that epoch. Raises RecordError where the record has no weights.
     """
     try:
-        head = json.loads((run / "experiment.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        head = read_json(run / "experiment.json")
+    except RecordError:
         raise RecordError(f"'{run}' is not a run's directory: it holds no readable experiment.json") from None
     if not (run / "model.safetensors").exists():
         raise RecordError(f"'{run}' has no model.safetensors: the run is not finished, or its weights were not kept")
-    e = Experiment.from_mapping(head["experiment"])
-    model = build_model(e.backbone, len(head["classes"]), head["image"][0], e.stem, e.width, e.share_activations)
-    build_method(e.method, vars(e)).modify(model, input_shape(head))
+    with reading(run / "experiment.json"):
+        e = Experiment.from_mapping(head["experiment"])
+        model = build_model(e.backbone, len(head["classes"]), head["image"][0], e.stem, e.width, e.share_activations)
+        build_method(e.method, vars(e)).modify(model, input_shape(head))
     try:
         load_weights(model, read_weights(run / "model.safetensors"))
     except (RuntimeError, AttributeError) as error:

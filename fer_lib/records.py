@@ -17,7 +17,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_lib.files import RECORD_FORMAT, RecordError, results_below, write_together
+from fer_lib.files import (
+    MEASURE_AGAIN,
+    RECORD_FORMAT,
+    RecordError,
+    read_json,
+    read_table,
+    reading,
+    results_below,
+    write_together,
+)
 
 # single methods in this order, then combinations
 ORDER = ("baseline", "dropout", "periodic", "dynamic", "bn_negation", "random_flip", "gaussian_noise",
@@ -86,20 +95,13 @@ def read_records(folder: Path) -> Records:
 
 def _read_run(path: Path, result: dict) -> tuple[dict, dict[str, pd.DataFrame]]:
     """A finished run's row and tables. Raises RecordError."""
-    again = "delete its folder to train the run again"
-    row = _run_row(path, result, again)
-    tables = {name: _table(path / f"{name}.parquet", again) for name in TABLES}
+    row = _run_row(path, result)
+    tables = {name: read_table(path / f"{name}.parquet") for name in TABLES}
     if (path / "robustness.parquet").exists():
-        tables["robustness"] = _table(path / "robustness.parquet", "delete it to measure again")
-        row |= _robustness_means(tables["robustness"])
+        with reading(path / "robustness.parquet", MEASURE_AGAIN):
+            tables["robustness"] = pd.read_parquet(path / "robustness.parquet")
+            row |= _robustness_means(tables["robustness"])
     return row, tables
-
-
-def _table(path: Path, way_out: str) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:              # Arrow's are these, too
-        raise RecordError(f"'{path.parent.name}/{path.name}' is missing or damaged: {way_out}") from error
 
 
 def _robustness_means(table: pd.DataFrame) -> dict[str, float]:
@@ -130,27 +132,24 @@ def rank(method: str) -> tuple:
     return len(parts), [ORDER.index(p) for p in parts]
 
 
-def _run_row(path: Path, result: dict, way_out: str) -> dict:
-    """One run as a flat row: place, settings, numbers, environment."""
-    try:
-        head, env = (json.loads((path / f"{name}.json").read_text()) for name in ("experiment", "environment"))
-        return _flat(result, head, env)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"'{path.name}' lacks a part of its experiment.json, environment.json or result.json, or one "
-                          f"is damaged: {way_out}") from error
-
-
-def _flat(result: dict, head: dict, env: dict) -> dict:
-    row = {k: result[k] for k in ("study", "name", "method", "seed", "id", "status", "steered", "seconds",
-                                  "images_per_second", "max_val_macro_f1", "min_train_loss", "steps",
-                                  "steps_per_epoch")}
-    row |= {k: result.get(k) for k in ("runs_together", "peak_memory_bytes")}       # older records don't have them
-    for part in ("chosen", "last", "flips", "n"):
-        row |= {f"{part}_{k}": v for k, v in result[part].items()}
-    row |= {f"setting_{k}": v for k, v in head["experiment"].items() if k not in ("study", "name", "seed", "method")}
-    row |= {k: head[k] for k in ("data", "data_hash", "drawn", "semantics")} | {"classes": ",".join(head["classes"])}
-    return row | {f"env_{k}": v for k, v in env.items() if k != "packages"} | {
-        f"env_{k}": v for k, v in env["packages"].items()}
+def _run_row(path: Path, result: dict) -> dict:
+    """One run as a flat row: place, settings, numbers, environment. Raises RecordError."""
+    head, env = read_json(path / "experiment.json"), read_json(path / "environment.json")
+    with reading(path / "result.json"):
+        row = {k: result[k] for k in ("study", "name", "method", "seed", "id", "status", "steered", "seconds",
+                                      "images_per_second", "max_val_macro_f1", "min_train_loss", "steps",
+                                      "steps_per_epoch")}
+        row |= {k: result.get(k) for k in ("runs_together", "peak_memory_bytes")}   # older records don't have them
+        for part in ("chosen", "last", "flips", "n"):
+            row |= {f"{part}_{k}": v for k, v in result[part].items()}
+    with reading(path / "experiment.json"):
+        row |= {f"setting_{k}": v for k, v in head["experiment"].items()
+                if k not in ("study", "name", "seed", "method")}
+        row |= {k: head[k] for k in ("data", "data_hash", "drawn", "semantics")}
+        row["classes"] = ",".join(head["classes"])
+    with reading(path / "environment.json"):
+        return row | {f"env_{k}": v for k, v in env.items() if k != "packages"} | {
+            f"env_{k}": v for k, v in env["packages"].items()}
 
 
 def export(folder: Path, out: Path, every: int = 64, most_flips: int = MOST_FLIPS) -> Records:
@@ -281,8 +280,8 @@ def _write_small(path: Path, table: pd.DataFrame) -> None:
 
 def _read_exported(folder: Path) -> Records:
     again = "take it from a copy, or export the study again"
-    runs = _table(folder / "runs.parquet", again)
-    tables = {name: _table(folder / f"{name}.parquet", again) for name in (*TABLES, "robustness")
+    runs = read_table(folder / "runs.parquet", again)
+    tables = {name: read_table(folder / f"{name}.parquet", again) for name in (*TABLES, "robustness")
               if name != "robustness" or (folder / "robustness.parquet").exists()}
     for name, table in tables.items():
         if len(table) and "id" in table:                # a join that was killed left more than `runs` lists

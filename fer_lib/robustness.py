@@ -12,7 +12,6 @@ which fer_lib.records reads and exports with the other tables. What is done alre
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from fer_lib.corruptions import KINDS, SEVERITIES, VERSION, corrupted
 from fer_lib.data import DataError, DeviceSplit, PackedDataset, open_packed
 from fer_lib.engine import Precision, choose_device, fast_layout
 from fer_lib.experiment import Experiment, ParameterError
-from fer_lib.files import RecordError, results_below, write_table
+from fer_lib.files import MEASURE_AGAIN, RecordError, read_json, reading, results_below, write_table
 from fer_lib.metrics import confusion_matrix, scores
 from fer_lib.predict import load_trained
 from fer_lib.workspace import Workspace, find_workspace
@@ -74,24 +73,29 @@ class Finished:
 
     path: Path
     head: dict
+    data_hash: str
+    data: str
 
     @property
     def done(self) -> bool:
         """Whether it was measured with the corruptions of this version."""
-        return (self.path / FILE).exists() and set(pd.read_parquet(self.path / FILE)["version"]) == {VERSION}
+        if not (self.path / FILE).exists():
+            return False
+        with reading(self.path / FILE, MEASURE_AGAIN):
+            return set(pd.read_parquet(self.path / FILE)["version"]) == {VERSION}
 
 
 def finished_runs(folder: Path) -> list[Finished]:
     """Those below the folder that no reader steered. Raises RecordError where there are none."""
     found = []
     for path in results_below(folder):
-        try:
-            result = json.loads(path.read_text())
-            if result["status"] == "finished" and not result["steered"]:
-                found.append(Finished(path.parent, json.loads((path.parent / "experiment.json").read_text())))
-        except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise RecordError(f"'{path.parent.name}' is a damaged record ({type(error).__name__}): delete that folder "
-                              "and train the run again") from None
+        result = read_json(path)
+        with reading(path):
+            finished = result["status"] == "finished" and not result["steered"]
+        if finished:
+            head = read_json(path.parent / "experiment.json")
+            with reading(path.parent / "experiment.json"):
+                found.append(Finished(path.parent, head, head["data_hash"], head["experiment"]["data"]))
     if not found:
         raise RecordError(f"no finished run below '{folder}': name a folder of runs, such as runs/quick")
     return found
@@ -103,7 +107,7 @@ def evaluate_runs(runs: Sequence[Finished], workspace: Workspace, device: torch.
     failed: dict[Path, str] = {}
     groups: dict[tuple[str, str], list[Finished]] = {}
     for run in runs:
-        groups.setdefault((run.head["data_hash"], run.head["experiment"]["data"]), []).append(run)
+        groups.setdefault((run.data_hash, run.data), []).append(run)
     for (data_hash, name), members in groups.items():
         try:
             data = open_packed(workspace.data_path(name))

@@ -40,7 +40,7 @@ from fer_lib.checkpoint import Background, copied, read_state, write_state, writ
 from fer_lib.data import PackedDataset, open_packed, used_counts
 from fer_lib.engine import Block, Precision
 from fer_lib.experiment import SEMANTICS, Experiment
-from fer_lib.files import RECORD_FORMAT, RecordError, write_atomically, write_json, write_table, writing
+from fer_lib.files import RECORD_FORMAT, RecordError, read_table, write_atomically, write_json, write_table, writing
 from fer_lib.locks import LOCK, RunLock
 from fer_lib.records import read_result
 from fer_lib.steering import CHANGES, REQUESTS, Steering
@@ -141,14 +141,14 @@ class Run:
             parts = []
         if parts:
             return pd.concat(parts, ignore_index=True)
-        return pd.read_parquet(path) if path.exists() else pd.DataFrame()
+        return read_table(path) if path.exists() or self.finished else pd.DataFrame()
 
     @property
     def epochs(self) -> pd.DataFrame:
         """A row an epoch, split and mode."""
         path = self.path / "epochs.parquet"
-        if path.exists():
-            return pd.read_parquet(path)
+        if path.exists() or self.finished:
+            return read_table(path)
         return pd.DataFrame(read_lines(self.path / "log" / "epochs.jsonl"), columns=epoch_columns())
 
     @property
@@ -162,7 +162,7 @@ class Run:
         """A row for each thing that a reader did."""
         path = self.path / "events.parquet"
         if path.exists():
-            return pd.read_parquet(path)
+            return read_table(path)
         return pd.DataFrame(read_lines(self.path / "log" / "events.jsonl"), columns=EVENT_COLUMNS)
 
 
@@ -303,14 +303,14 @@ class Recorder:
         """Take up what is on disk, and say that the run goes on."""
         run = self.run
         run.clear_halves()
-        self.failed, self.steered, self.events = False, run.steered, 0
+        self.failed, self.steered, self.events, self.epochs = False, run.steered, 0, 0
         self.seconds, self.images, self.saved_step, self.memory = 0., 0, 0, 0
         self.saved_at, self.interval = time.monotonic(), self.e.checkpoint_seconds
         if (self.path / "checkpoint.safetensors").exists():
             saved = read_state(self.path / "checkpoint.safetensors")
             self.state, self.saved_step = saved["learner"], saved["learner"]["step"]
             self.seconds, self.images = saved["seconds"], saved["images"]
-            self.events = saved.get("events", 0)
+            self.events, self.epochs = saved.get("events", 0), saved.get("epochs", 0)   # 0: an earlier version's
         shutil.rmtree(self.path / REQUESTS, ignore_errors=True)         # meant for an earlier process
         self._write_head(device, world)
 
@@ -336,9 +336,10 @@ class Recorder:
             self.settle()
         self.block = block
         if self.log is None:
-            self.log = StepLog(self.path, block.sites, bool(block.w), self.saved_step, self.events)
-        self.log.add(block_rows(block, self.seconds), epoch_rows(block, self.run.data.classes),
-                     [asdict(event) for event in block.events])
+            self.log = StepLog(self.path, block.sites, bool(block.w), self.saved_step, self.events, self.epochs)
+        epochs = epoch_rows(block, self.run.data.classes)
+        self.log.add(block_rows(block, self.seconds), epochs, [asdict(event) for event in block.events])
+        self.epochs += len(epochs)
         self.seconds, self.images = self.seconds + block.seconds, self.images + block.images
         self.memory, self.events = max(self.memory, block.memory), self.events + len(block.events)
         kinds = {event.kind for event in block.events}
@@ -373,7 +374,8 @@ class Recorder:
         self.settle()
         started = time.monotonic()
         self.lock.verify(now=True)
-        state = {"learner": self.block.state(), "seconds": self.seconds, "images": self.images, "events": self.events}
+        state = {"learner": self.block.state(), "seconds": self.seconds, "images": self.images, "events": self.events,
+                 "epochs": self.epochs}
         if whole:
             self._write_state(state)
         else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fer_lib.engine import Learner
-from fer_lib.files import RecordError, write_table
+from fer_lib.files import RecordError, read_table, write_table
 from fer_lib.models import ACTIVATIONS, Site
 from fer_lib.runs import Run, record
 
@@ -91,7 +91,7 @@ def record_sites(run: Run, images: int = IMAGES, every: int = 5) -> pd.DataFrame
         if not path.exists():
             raise RecordError(f"'{run.path.name}' was trained without sites.parquet: delete its folder, and train it "
                               "with fer_lib.site_statistics.record_sites")
-        return pd.read_parquet(path)
+        return read_table(path)
     rows: list[dict] = []
     for block in record([run]):
         block.network.block_steps = every               # where a block is cut changes no bit

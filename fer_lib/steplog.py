@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_lib.files import RecordError, write_atomically, write_json, writing
+from fer_lib.files import RecordError, reading, write_atomically, write_json, writing
 
 W_STATISTICS = ("mean", "sd", "min", "max", "channel")
 SIGNS = ("negative", "turned_negative", "turned_positive")
@@ -50,33 +50,38 @@ def block_rows(block, seconds: float = 0.) -> np.ndarray:
 
 class StepLog:
     """The writer. Begins anew, or goes on after `step` of an earlier attempt, of whose events `events` are kept.
+    epochs: how many rows of epochs.jsonl it had written until then, at least.
 
     Raises RecordError where it can't.
     """
 
-    def __init__(self, run: Path, sites: list[str], has_w: bool, step: int = 0, events: int = 0):
+    def __init__(self, run: Path, sites: list[str], has_w: bool, step: int = 0, events: int = 0, epochs: int = 0):
         self.folder, self.type = run / "log", row_type(sites, has_w)
         with writing(self.folder / "steps"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if step:
-                self._cut_back(step, events)
+                self._cut_back(step, events, epochs)
             else:
                 for name in ("steps", "epochs.jsonl", "events.jsonl"):
                     (self.folder / name).write_bytes(b"")
             self.files = {name: open(self.folder / name, "ab") for name in ("steps", "epochs.jsonl", "events.jsonl")}
         write_json(self.folder / "steps.json", {"sites": sites, "has_w": has_w})
 
-    def _cut_back(self, step: int, events: int) -> None:
+    def _cut_back(self, step: int, events: int, epochs: int) -> None:
         """Drop what came after the checkpoint's step: it will come again, bit for bit."""
         path, size = self.folder / "steps", step * self.type.itemsize
-        if not path.exists() or path.stat().st_size < size:
-            raise RecordError(f"'{self.folder.parent.name}/log/steps' is missing or shorter than its checkpoint "
+        with reading(self.folder / "epochs.jsonl"):
+            kept = {"epochs.jsonl": [row for row in read_lines(self.folder / "epochs.jsonl") if row["step"] <= step],
+                    "events.jsonl": read_lines(self.folder / "events.jsonl")[:events]}
+        short = ["steps"] if not path.exists() or path.stat().st_size < size else []
+        least = {"epochs.jsonl": epochs, "events.jsonl": events}
+        short += [name for name, rows in kept.items() if len(rows) < least[name]]
+        if short:
+            raise RecordError(f"'{self.folder.parent.name}/log/{short[0]}' is missing or shorter than its checkpoint "
                               "(an earlier version of this kit may have begun it): delete the run's folder to train "
                               "it anew")
         os.truncate(path, size)
-        epochs = [row for row in read_lines(self.folder / "epochs.jsonl") if row["step"] <= step]
-        for name, rows in (("epochs.jsonl", epochs),
-                           ("events.jsonl", read_lines(self.folder / "events.jsonl")[:events])):
+        for name, rows in kept.items():
             text = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(self.folder / name, lambda p, text=text: p.write_text(text))
 
@@ -103,14 +108,18 @@ class StepLog:
 
 
 class LogReader:
-    """Follows a run's log as it grows, from any process. `restarted` counts how often it was cut back or begun anew."""
+    """Follows a run's log as it grows, from any process. `restarted` counts how often it was cut back or begun anew.
+
+    Raises FileNotFoundError where the run has taken no step, and RecordError.
+    """
 
     def __init__(self, run: Path):
         self.folder = run / "log"
         self.rows_read, self.restarted, self._begun = 0, 0, None
-        head = json.loads((self.folder / "steps.json").read_text())
-        self.sites, self.has_w = head["sites"], head["has_w"]
-        self.type = row_type(self.sites, self.has_w)
+        head = (self.folder / "steps.json").read_bytes()
+        with reading(self.folder / "steps.json"):
+            self.sites, self.has_w = (json.loads(head)[k] for k in ("sites", "has_w"))
+            self.type = row_type(self.sites, self.has_w)
 
     def rows(self, limit: int = CHUNK) -> np.ndarray:
         """The next rows, at most `limit`; none where there is nothing new."""
@@ -134,12 +143,19 @@ class LogReader:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The whole lines of a .jsonl file; a last one that is being written is left out."""
+    """The whole lines of a .jsonl file; a last one that is being written is left out. Raises RecordError."""
     try:
-        text = path.read_text()
+        return parse_lines(path, path.read_bytes())[0]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
+
+
+def parse_lines(path: Path, data: bytes) -> tuple[list[dict], int]:
+    """(The whole lines of what was read from the file, their bytes). Raises RecordError."""
+    whole = data[:data.rfind(b"\n") + 1]
+    with reading(path):
+        rows = [dict(json.loads(line)) for line in whole.splitlines()]
+    return rows, len(whole)
 
 
 def history_table(rows: np.ndarray, sites: list[str]) -> pd.DataFrame:

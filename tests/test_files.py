@@ -13,7 +13,7 @@ from conftest import mounted
 from safetensors import SafetensorError
 
 from fer_lib.checkpoint import read_state, read_weights, write_state, write_weights
-from fer_lib.files import RecordError, write_atomically, write_json, write_table
+from fer_lib.files import RecordError, read_json, read_table, reading, write_atomically, write_json, write_table
 
 
 def test_a_file_appears_whole_and_without_a_temporary(tmp_path):
@@ -166,3 +166,27 @@ def test_weights_come_back_and_damaged_ones_are_named(tmp_path):
         with pytest.raises(RecordError, match="no readable weights in 'run/model.safetensors'"):
             read_weights(path)
         path.unlink(missing_ok=True)
+
+
+def test_what_cannot_be_read_says_how_and_the_way_out(tmp_path):
+    path = tmp_path / "run" / "a.json"
+    path.parent.mkdir()
+    with pytest.raises(RecordError, match="^'run/a.json' is missing: delete its folder to train the run again$"):
+        read_json(path)
+    for text in ("", "{", "[1]", "null", "\xff"):
+        path.write_bytes(text.encode("latin1"))
+        with pytest.raises(RecordError, match="^'run/a.json' is damaged: look$"):
+            read_json(path, "look")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RecordError, match=r"^'run/a.json' can't be read \(Is a directory\): look$"):
+        read_json(path, "look")
+    with pytest.raises(RecordError, match="^'run/b.parquet' is missing: look$"):
+        read_table(path.with_name("b.parquet"), "look")
+    with pytest.raises(RecordError, match="^another sentence$"), reading(path):
+        raise RecordError("another sentence")
+
+
+def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
+    with pytest.raises(RecordError, match="can't write '.*: File name too long; "):
+        write_json(tmp_path / ("x" * 300), {})

@@ -4,16 +4,15 @@ import json
 import time
 from pathlib import Path
 
-import pandas as pd
 import pyarrow.parquet as pq
 
 from fer_lib.experiment import Experiment
-from fer_lib.files import RecordError
+from fer_lib.files import RecordError, read_table, reading
 from fer_lib.live.curves import Curves, chart_settings, interval_of
 from fer_lib.live.series import Layout
 from fer_lib.methods import steers_signs
 from fer_lib.steering import Command, request
-from fer_lib.steplog import LogReader, as_rows
+from fer_lib.steplog import LogReader, as_rows, parse_lines
 
 SILENT_SECONDS = 60.    # without a new row, after which a run may have died
 BATCH = 4096            # rows of a log that one update reads at most, so that none takes long
@@ -33,9 +32,9 @@ class LineReader:
                 data = f.read()
         except FileNotFoundError:
             return []
-        whole = data[:data.rfind(b"\n") + 1]
-        self.read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        rows, size = parse_lines(self.path, data)
+        self.read += size
+        return rows
 
 
 class Follower:
@@ -54,16 +53,15 @@ class Follower:
 
     def _read_head(self) -> None:
         try:
-            head = json.loads((self.path / "experiment.json").read_text())
-            env = json.loads((self.path / "environment.json").read_text())
-            self.result = json.loads((self.path / "result.json").read_text())
+            head, env, self.result = (json.loads((self.path / f"{name}.json").read_text())
+                                      for name in ("experiment", "environment", "result"))
             self.experiment = e = Experiment.from_mapping(head["experiment"])
-        except (OSError, ValueError, KeyError) as error:
+            self.drawn, self.device, _ = head["drawn"], env["device"], self.result["status"]
+            n_train = head.get("splits", {}).get("train", 0)    # records of earlier versions don't tell
+            self.steps_per_epoch = self.result.get("steps_per_epoch") or n_train // e.batch_size
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"'{self.path.name}' is not a run's directory, or of another version "
                               f"({type(error).__name__}: {error})") from None
-        self.drawn, self.device = head["drawn"], env["device"]
-        n_train = head.get("splits", {}).get("train", 0)        # records of earlier versions don't tell
-        self.steps_per_epoch = self.result.get("steps_per_epoch") or n_train // e.batch_size
         self.steps = self.result.get("steps") or self.steps_per_epoch * e.epochs
 
     @property
@@ -100,8 +98,9 @@ class Follower:
                 raise RecordError(f"the run's directory '{self.path.name}' is gone")
             self.path, self.reader = moved[-1], None
         try:
-            self.result = json.loads((self.path / "result.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            result = json.loads((self.path / "result.json").read_text())
+            self.result = result if result["status"] else self.result
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass                                        # on a shared disk a renamed file can be away for a moment
 
     def _begin(self, sites: list[str], has_w: bool) -> None:
@@ -116,7 +115,7 @@ class Follower:
         if self.reader is None:
             try:
                 self.reader = LogReader(self.path)
-            except (FileNotFoundError, json.JSONDecodeError):
+            except FileNotFoundError:
                 return                                  # it has not taken a step
             self._start_over()
         rows = self.reader.rows(BATCH)
@@ -149,16 +148,17 @@ class Follower:
 
     def _read_tables(self) -> None:
         """All of a finished run, once."""
-        flips = pd.read_parquet(self.path / "flips.parquet")
-        names = pq.read_schema(self.path / "history.parquet").names
+        flips = read_table(self.path / "flips.parquet")
+        with reading(self.path / "history.parquet"):
+            names = pq.read_schema(self.path / "history.parquet").names
         columns = ["step", "epoch", "loss", "lr"] if self.small else names
-        history = pd.read_parquet(self.path / "history.parquet", columns=columns)
+        history = read_table(self.path / "history.parquet", columns=columns)
         sites = [c.removeprefix("w_mean/") for c in names if c.startswith("w_mean/")] or list(flips["site"].unique())
         self._begin(sites, "w_mean/" + sites[0] in names if sites else False)
         self.curves.add(as_rows(history, flips, sites))
-        self.curves.add_epochs(pd.read_parquet(self.path / "epochs.parquet").to_dict("records"))
+        self.curves.add_epochs(read_table(self.path / "epochs.parquet").to_dict("records"))
         if (self.path / "events.parquet").exists():
-            self.curves.add_events(pd.read_parquet(self.path / "events.parquet").to_dict("records"))
+            self.curves.add_events(read_table(self.path / "events.parquet").to_dict("records"))
         self.rate, self.left = self.result["images_per_second"], None
         self.curves.facts["memory"] = self.result.get("peak_memory_bytes")
         self.finished, self.behind = True, False
