@@ -12,6 +12,7 @@ from IPython.display import Image
 from test_live import FakeChart
 
 from fer_lib import engine
+from fer_lib.experiment import ParameterError
 from fer_lib.files import RecordError
 from fer_lib.live import monitor
 from fer_lib.live import monitor as monitor_function
@@ -190,11 +191,19 @@ def test_one_run_is_its_picture_where_nobody_looks(data, tmp_path, shown):
 
 
 @pytest.mark.parametrize(("path", "reason"), [("nowhere", "no folder 'nowhere': name a run's directory"),
+                                              ("x" * 300, "no folder 'xxx"), ("a\0b", "no folder 'a"),
+                                              ("~nobody-here/runs", "no folder '~nobody-here/runs'"),
                                               (".", "no runs below .* run a study first")])
 def test_a_wrong_path_is_one_sentence(tmp_path, monkeypatch, path, reason):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecordError, match=reason):
         monitor_function(path if path != "." else tmp_path, live="off")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "x", None, float("nan"), 1e9])
+def test_a_wrong_number_of_seconds_is_one_sentence(tmp_path, seconds):
+    with pytest.raises(ParameterError, match="refresh_seconds"):
+        monitor_function(tmp_path, "off", seconds)
 
 
 class Board(FakeChart):

@@ -4,6 +4,7 @@
     monitor("runs/scratch/dynamic-...-seed0")   one run
 """
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from IPython.display import Image, display
 
 from fer_lib import figures
+from fer_lib.experiment import Experiment
 from fer_lib.files import RecordError, results_below
 from fer_lib.live.chart import Chart, CurveChart, receive_command, wants_widget
 from fer_lib.live.follower import Follower
@@ -28,8 +30,10 @@ def monitor(path: str | Path, live: str = "auto", refresh_seconds: float = 1.) -
 
     The cell ends at once and the view goes on, from a thread of its own: it survives a reload of the page, and other
     cells can run. When all runs are finished a picture stays. path: seen from here, from the project's folder or from
-    its runs folder. Raises RecordError where there are no runs, ParameterError for an unknown `live`.
+    its runs folder. Raises RecordError where there are no runs, ParameterError for a `live` or a number of seconds that
+    04_train would refuse.
     """
+    refresh_seconds = Experiment.from_mapping({"live": live, "refresh_seconds": refresh_seconds}).refresh_seconds
     place = _find(Path(path))
     one = (place / "experiment.json").exists()
     found = RunMonitor(place, refresh_seconds) if one else StudyMonitor(place, refresh_seconds)
@@ -39,9 +43,9 @@ def monitor(path: str | Path, live: str = "auto", refresh_seconds: float = 1.) -
 
 def _find(path: Path) -> Path:
     workspace = find_workspace()
-    for place in (path.expanduser(), workspace.root / path, workspace.runs / path, workspace.runs.parent / path):
-        if place.is_dir():
-            return place.absolute()
+    for place in (os.path.expanduser(path), workspace.root / path, workspace.runs / path, workspace.runs.parent / path):
+        if os.path.isdir(place):                        # False also for what no path can be
+            return Path(place).absolute()
     raise RecordError(f"no folder '{path}': name a run's directory or a folder of runs, such as runs/quick "
                       "('make study' makes it)")
 
