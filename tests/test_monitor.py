@@ -200,6 +200,24 @@ def test_a_wrong_path_is_one_sentence(tmp_path, monkeypatch, path, reason):
         monitor_function(path if path != "." else tmp_path, live="off")
 
 
+def test_a_damaged_run_is_named_on_its_card_and_the_others_are_shown(data, tmp_path):
+    runs = [Run(make_experiment(study="s", seed=seed, epochs=1), data, tmp_path) for seed in (0, 1)]
+    for run in runs:
+        list(record([run]))
+    (runs[1].path / "epochs.parquet").write_text("x")
+    board = monitoring.StudyMonitor(tmp_path / "s", 1.)
+    for _ in range(2):
+        board.update()
+        table = board.table().set_index("run")
+        assert table["status"].tolist() == ["finished", "damaged"] and table["step"].tolist() == [8, 0]
+    assert set(board.summary().removeprefix("s: 2 runs, ").split(", ")) == {"1 finished", "1 damaged"}
+    assert len(board.picture()) > 1000
+    board.chart = Board({}, None)
+    for run in board.ordered():
+        board._open(run.name)
+    assert board.tag == board.ordered()[0].name, "what is damaged does not open"
+
+
 @pytest.mark.parametrize("seconds", [0, -1, "x", None, float("nan"), 1e9])
 def test_a_wrong_number_of_seconds_is_one_sentence(tmp_path, seconds):
     with pytest.raises(ParameterError, match="refresh_seconds"):

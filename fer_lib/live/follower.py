@@ -91,6 +91,14 @@ class Follower:
             self._tell()
         return before != (self.result, self.curves and self.curves.facts["step"]) or bool(self.acknowledged)
 
+    def give_up(self) -> None:
+        """Its record is damaged: what was read stays, and no more is read."""
+        self.result, self.finished, self.behind = {**self.result, "status": "damaged"}, True, False
+        if self.curves is not None and "status" in self.curves.facts:
+            self.curves.facts["status"] = "damaged"
+        else:                                           # not once read to its end
+            self.curves = None
+
     def _read_result(self) -> None:
         if not self.path.exists():                      # a run that is steered moves aside
             moved = sorted(self.path.parent.glob(f"{self.path.name}-steered*"), key=lambda p: p.stat().st_mtime)

@@ -192,7 +192,7 @@ class StudyMonitor(Monitor):
             if not path.exists():                       # a steered run moved aside, and is found under its new name
                 del self.runs[path]
                 continue
-            if run.update():
+            if look(run):
                 self.changed.add(path)
 
     def make_chart(self) -> None:
@@ -221,7 +221,7 @@ class StudyMonitor(Monitor):
                              "runs": [card(run) for run in shown]})
         if self.asked is not None:
             self._open(self.asked)
-        if self.chosen is not None and self.chosen.update():
+        if self.chosen is not None and look(self.chosen):
             self._push_chosen()
 
     def _open(self, name: str) -> None:
@@ -229,10 +229,13 @@ class StudyMonitor(Monitor):
         path = next((path for path, run in self.runs.items() if run.name == name), None)
         if path is None:
             return
-        chosen = Follower(path)
-        chosen.update()
+        try:
+            chosen = Follower(path)
+        except RecordError:                             # damaged since its card was drawn
+            return
+        look(chosen)
         while chosen.behind:
-            chosen.update()
+            look(chosen)
         if chosen.curves is not None:
             self.chosen, self.tag = chosen, name
             self.chart.send({"t": "opened", "run": name, "cfg": chosen.settings()})
@@ -272,6 +275,15 @@ class StudyMonitor(Monitor):
         display(self.table())
 
 
+def look(run: Follower) -> bool:
+    """`update`; of a run whose record is damaged the card says so, and the others go on."""
+    try:
+        return run.update()
+    except RecordError:
+        run.give_up()
+        return True
+
+
 def card(run: Follower) -> dict:
     """A run as its card shows it: curves of at most POINTS points, plain numbers."""
     base = {"name": run.name, "label": run.label, "status": run.status, "steps": run.steps}
@@ -279,7 +291,7 @@ def card(run: Follower) -> dict:
     if curves is None:
         nothing = dict.fromkeys(("last_loss", "last_f1", "best_f1", "rate", "left", "silent"))
         return {**base, **nothing, "step": 0, "loss": [], "loss_top": 1., "f1": [], "flips": [], "flip_count": 0,
-                "note": "no step yet"}
+                "note": run.status if run.finished else "no step yet"}
     s, facts = curves.series, curves.facts
     every = max(1, -(-s.n // POINTS))
     loss = s.column("loss")
