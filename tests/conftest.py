@@ -188,11 +188,19 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.LAYERS, "resnet18", (models.BasicBlock, [1, 1, 1, 1]))
 
 
+HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """For a server of a moment later: below the ports that systems give to whoever asks for any, such as kernels."""
+    """For a server of a moment later: below the ports that systems give to whoever asks for any, such as kernels.
+
+    A datagram socket holds the number as long as this process lives, so that tests side by side don't take the same.
+    """
     while True:
-        with socket.socket() as s, suppress(OSError):
-            s.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
+        with socket.socket() as s, socket.socket(type=socket.SOCK_DGRAM) as held, suppress(OSError):
+            held.bind(("127.0.0.1", port := random.randrange(20_000, 32_000)))
+            s.bind(("127.0.0.1", port))
+            HELD.append(held.dup())
             return port
 
 

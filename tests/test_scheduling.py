@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -279,6 +280,14 @@ def test_what_differs_is_named(workspace):
     assert "another version of the data tiny" in differences(workspace, expected)
     token.unlink()
     assert differences(workspace, expected).startswith(f"doesn't see the folder {workspace.runs}: all machines")
+
+
+def test_a_port_is_not_given_twice_while_its_test_lives(monkeypatch):
+    """A worker of a suite beside had reached this one's scheduler."""
+    first, draw = free_port(), random.randrange
+    drawn = [first, first]
+    monkeypatch.setattr("random.randrange", lambda *bounds: drawn.pop() if drawn else draw(*bounds))
+    assert free_port() != first and not drawn
 
 
 def test_a_cluster_that_cant_be_used_is_one_sentence(workspace, elsewhere, monkeypatch):
