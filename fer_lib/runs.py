@@ -337,14 +337,14 @@ class Recorder:
         self.block = block
         if self.log is None:
             self.log = StepLog(self.path, block.sites, bool(block.w), self.saved_step, self.events, self.epochs)
+        kinds = {event.kind for event in block.events}
+        if kinds & set(CHANGES) and not self.steered:
+            self._become_steered()                      # first: who reads of the change finds the run in its new place
         epochs = epoch_rows(block, self.run.data.classes)
         self.log.add(block_rows(block, self.seconds), epochs, [asdict(event) for event in block.events])
         self.epochs += len(epochs)
         self.seconds, self.images = self.seconds + block.seconds, self.images + block.images
         self.memory, self.events = max(self.memory, block.memory), self.events + len(block.events)
-        kinds = {event.kind for event in block.events}
-        if kinds & set(CHANGES) and not self.steered:
-            self._become_steered()
         if what := _gone_bad(block, self.path.name):
             self.failed = True
             kept = f"; its last checkpoint, of step {self.saved_step}, is kept" if self.saved_step else ""

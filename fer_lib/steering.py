@@ -10,14 +10,17 @@ recorded as steered.
 import dataclasses
 import json
 import math
+import os
 import threading
 import time
 import uuid
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from fer_lib.files import RecordError, write_json
+from fer_lib.files import RecordError, writing
 
 CHANGES = ("flip", "lr", "weight_decay")
 KINDS = ("pause", "resume", "stop", "evaluate", "checkpoint", "watch_channel", *CHANGES)
@@ -104,11 +107,24 @@ class Steering:
 
 
 def request(run: Path, command: Command) -> None:
-    """Leave a command in a run's directory, for the process that trains it. Raises RecordError where it can't."""
+    """Leave a command in a run's directory, for the process that trains it. Raises RecordError where it can't.
+
+    The directory may move aside in this moment, as a steered run's does: the command goes with it.
+    """
     if not (run / "result.json").exists():
         raise RecordError(f"'{run.name}' is not a run's directory: it holds no result.json")
     name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"         # sorted by name, they are in order
-    write_json(run / REQUESTS / name, dataclasses.asdict(command))
+    with writing(run / REQUESTS / name):
+        (run / REQUESTS).mkdir(exist_ok=True)
+        folder = os.open(run / REQUESTS, os.O_RDONLY)
+        try:
+            with open(f".{name}", "w", opener=partial(os.open, mode=0o666, dir_fd=folder)) as f:
+                json.dump(dataclasses.asdict(command), f)
+            os.rename(f".{name}", name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            with suppress(OSError):                     # the disk may be full
+                os.unlink(f".{name}", dir_fd=folder)
+            os.close(folder)
 
 
 def take_requests(run: Path) -> list[Command]:

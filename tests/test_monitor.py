@@ -12,10 +12,12 @@ from IPython.display import Image
 from test_live import FakeChart
 
 from fer_lib import engine
+from fer_lib.engine import Stopped
 from fer_lib.experiment import ParameterError
 from fer_lib.files import RecordError
 from fer_lib.live import monitor
 from fer_lib.live import monitor as monitor_function
+from fer_lib.live.chart import receive_command
 from fer_lib.live.follower import Follower
 from fer_lib.runs import Run, record
 from fer_lib.steering import Command, take_requests
@@ -136,6 +138,36 @@ def test_a_follower_finds_a_steered_run_where_it_moved(data, tmp_path):
         follower.update()
     assert follower.path.name == name + "-steered" and follower.label == "baseline, seed 0 (steered)"
     assert [[e["kind"] for e in group] for group in follower.acknowledged] == [["flip"]]
+
+
+def test_a_command_reaches_a_run_that_moved_since_the_last_look(data, tmp_path):
+    """Flip, then at once Stop: the second had been lost without a word."""
+    run = make_run(tmp_path, data, epochs=3)
+    follower = None
+    with pytest.raises(Stopped):
+        for block in record([run]):
+            follower = follower or Follower(run.path)
+            if block.last_step == 3 and len(block.loss):
+                follower.act(Command("flip", "all", id="f"))
+                time.sleep(.25)                             # the run looks into its folder every .2 s
+            if run.steered and block.events:
+                assert follower.path != run.path and not follower.path.exists()
+                follower.act(Command("stop", id="s"))
+                time.sleep(.25)
+    follower.update()
+    assert [[e["id"] for e in group] for group in follower.acknowledged] == [["f"], ["s"]]
+    shutil.rmtree(run.path)
+    with pytest.raises(RecordError, match="is not a run's directory"):
+        follower.act(Command("stop"))
+
+
+def test_a_command_that_cant_be_passed_on_is_answered():
+    said = []
+
+    def gone(command: Command) -> None:
+        raise RecordError("the run is gone")
+    receive_command({"kind": "stop", "id": "a"}, gone, said.append)
+    assert said == [{"t": "got", "id": "a"}, {"t": "ack", "id": "a", "text": "the run is gone", "wrong": True}]
 
 
 def test_a_run_that_has_written_nothing_for_a_minute_is_silent(data, tmp_path):

@@ -1,7 +1,10 @@
 """Steering: commands act between steps, are recorded, and leave every other run alone."""
 
+import errno
+import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ from fer_lib.predict import load_trained
 from fer_lib.records import read_records
 from fer_lib.runs import Run, record, reopen_run
 from fer_lib.steering import REQUESTS, Command, Steering, request, take_requests
+from fer_lib.steplog import StepLog
 from fer_lib.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
@@ -179,6 +183,34 @@ def test_a_steered_run_says_so_moves_aside_and_is_left_out_of_tables(data, tmp_p
     assert second.path.name == home.name + "-steered"
 
 
+def test_who_reads_of_a_flip_finds_the_run_in_its_new_place(data, tmp_path, monkeypatch):
+    """A monitor's next command goes where it read of the last one."""
+    run, add, seen = make_run(tmp_path, data), StepLog.add, []
+
+    def looked(log: StepLog, rows: np.ndarray, epochs: list, said: list) -> None:
+        seen.extend((log.folder.parent.name.endswith("-steered"), log.folder.is_dir()) for _ in said)
+        add(log, rows, epochs, said)
+    monkeypatch.setattr(StepLog, "add", looked)
+    steered(run, {3: [Command("evaluate")], 6: [Command("flip", "all")]})
+    assert seen == [(False, True), (False, True), (True, True)]
+
+
+def test_a_run_that_cant_move_aside_goes_on_from_its_checkpoint_without_the_flip(data, tmp_path, monkeypatch):
+    plain, run = (make_run(tmp_path / name, data) for name in ("plain", "refused"))
+    list(record([plain]))
+    with monkeypatch.context() as patch, pytest.raises(RecordError, match="-steered': Permission denied"):
+        patch.setattr(Path, "rename", refused)
+        steered(run, {3: [Command("checkpoint")], 8: [Command("flip", "all")]})
+    again = make_run(tmp_path / "refused", data)
+    assert (again.status, again.steered) == ("running", False)
+    list(record([again]))
+    assert_same_record(plain, again)
+
+
+def refused(*paths: Path) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
 def test_a_steered_run_goes_on_from_its_checkpoint_with_its_flips(data, tmp_path):
     commands = {3: [Command("flip", "layer1.0.act1"), Command("lr", value=5e-3)]}
     whole = make_run(tmp_path / "whole", data, method="dynamic", w0=.003, w_gradient="exact")
@@ -247,6 +279,34 @@ def test_a_request_from_before_the_start_does_not_act(data, tmp_path):
     request(run.path, Command("stop"))
     list(record([make_run(tmp_path, data)]))
     assert make_run(tmp_path, data).finished
+
+
+def test_a_request_goes_with_a_run_that_moves_aside_in_this_moment(data, tmp_path, monkeypatch):
+    run = make_run(tmp_path, data)
+    for _ in record([run]):
+        break
+    old, opened = run.path, os.open
+
+    def moved(path, *rest, **more) -> int:
+        found = opened(path, *rest, **more)
+        if path == old / REQUESTS:
+            run.move_aside()
+        return found
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", moved)
+        request(old, Command("stop", id="a"))
+    assert not old.exists() and run.path.name == f"{old.name}-steered"
+    assert [c.id for c in take_requests(run.path)] == ["a"] and not list((run.path / REQUESTS).iterdir())
+
+
+def test_a_request_that_cant_be_written_leaves_nothing(data, tmp_path, monkeypatch):
+    run = make_run(tmp_path, data)
+    for _ in record([run]):
+        break
+    with monkeypatch.context() as patch, pytest.raises(RecordError, match="can't write 'requests/.*Permission denied"):
+        patch.setattr(os, "rename", lambda *names, **folders: refused())
+        request(run.path, Command("stop"))
+    assert not list((run.path / REQUESTS).iterdir())
 
 
 def test_a_request_needs_a_run(tmp_path):

@@ -16,6 +16,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from fer_lib.experiment import ParameterError
+from fer_lib.files import RecordError
 from fer_lib.live.curves import Curves
 from fer_lib.steering import Command
 
@@ -138,7 +139,7 @@ class CurveChart(Chart):
 
 
 def receive_command(fields: dict, act: Callable[[Command], None], send: Callable[[dict], None]) -> None:
-    """Take a command from the front end: tell it at once that it came, or why it can't be taken."""
+    """Take a command from the front end: tell it at once that it came, or why it can't be taken or passed on."""
     id = fields.get("id", "")
     try:
         command = Command(**{**fields, "value": float(fields.get("value", 0.))})
@@ -146,4 +147,7 @@ def receive_command(fields: dict, act: Callable[[Command], None], send: Callable
         send({"t": "ack", "id": id, "text": str(error), "wrong": True})
         return
     send({"t": "got", "id": id})
-    act(command)
+    try:
+        act(command)
+    except RecordError as error:
+        send({"t": "ack", "id": id, "text": str(error), "wrong": True})

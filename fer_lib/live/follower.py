@@ -100,9 +100,8 @@ class Follower:
             self.curves = None
 
     def _read_result(self) -> None:
-        if not self.path.exists():                      # a run that is steered moves aside
-            moved = sorted(self.path.parent.glob(f"{self.path.name}-steered*"), key=lambda p: p.stat().st_mtime)
-            if not moved:
+        if not self.path.exists():
+            if not (moved := self._moved()):
                 raise RecordError(f"the run's directory '{self.path.name}' is gone")
             self.path, self.reader = moved[-1], None
         try:
@@ -110,6 +109,10 @@ class Follower:
             self.result = result if result["status"] else self.result
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass                                        # on a shared disk a renamed file can be away for a moment
+
+    def _moved(self) -> list[Path]:
+        """Where a run that is steered has moved aside to: the last is the latest."""
+        return sorted(self.path.parent.glob(f"{self.path.name}-steered*"), key=lambda p: p.stat().st_mtime)
 
     def _begin(self, sites: list[str], has_w: bool) -> None:
         e, interval = self.experiment, interval_of(self.experiment)
@@ -190,5 +193,10 @@ class Follower:
                               channel=e.watch_channel)
 
     def act(self, command: Command) -> None:
-        """Pass a command on to the process that trains the run."""
-        request(self.path, command)
+        """Pass a command on to the process that trains the run. From any thread. Raises RecordError where it can't."""
+        try:
+            request(self.path, command)
+        except RecordError:
+            if not (moved := self._moved()):            # since the last update
+                raise
+            request(moved[-1], command)
