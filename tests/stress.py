@@ -98,14 +98,14 @@ def run(stage: Stage, cores: set[int]) -> dict:
     begin = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", *stage.pytest] if stage.pytest else ["make", "test"]
     workers = str(len(cores) or os.cpu_count())
-    done = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={"WORKERS": workers, **os.environ, **stage.environment})
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={"WORKERS": workers, **os.environ, **stage.environment})
     if cores:                                           # before it has started a process or a thread of its own
-        os.sched_setaffinity(done.pid, cores)
-    out, err = done.communicate()
+        os.sched_setaffinity(process.pid, cores)
+    out, err = process.communicate()
     lines = out.strip().splitlines() or err.strip().splitlines() or [""]
     kept = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"passed": done.returncode == 0, "seconds": round(time.monotonic() - begin, 1),
+    return {"passed": process.returncode == 0, "seconds": round(time.monotonic() - begin, 1),
             "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
             "where": f"{platform.system()} {platform.machine()}, {workers} cores, Python {platform.python_version()}, "
                      f"torch {version('torch')}", "said": [*kept[:20], lines[-1]]}
@@ -116,24 +116,24 @@ class Stages:
 
     def __init__(self, record: dict, exit_first: bool):
         self.record, self.exit_first = record, exit_first
-        self.lock, self.over = threading.Lock(), False
+        self.lock, self.enough, self.interrupted = threading.Lock(), False, False
 
     def run(self, stage: Stage, free: SimpleQueue) -> None:
         cores = free.get()
         try:
-            if self.over:
+            if self.enough:
                 return
             print(f"{stage.name} ...", flush=True)
             ended = run(stage, cores)
             with self.lock:
-                if self.over:                           # Ctrl-C ended it
+                if self.interrupted:                    # it was cut off
                     return
                 before = self.record["stages"].get(stage.name)
                 failed = [*before["failed_before"], before["said"]] if before else []
                 self.record["stages"][stage.name] = {**ended, "failed_before": failed}
                 write_record(self.record)
                 print(told(stage, self.record), flush=True)
-                self.over = self.exit_first and not ended["passed"]
+                self.enough |= self.exit_first and not ended["passed"]
         finally:
             free.put(cores)
 
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
             for done in [pool.submit(going.run, stage, free) for stage in to_run]:
                 done.result()
         except KeyboardInterrupt:                       # the stages that run got it as well
-            going.over = True
+            going.enough = going.interrupted = True
             print("stopped; the same command goes on", flush=True)
             return 130
     return int(any(not ended["passed"] for ended in record["stages"].values()))

@@ -66,9 +66,21 @@ def test_stages_side_by_side_have_cores_of_their_own(ends, monkeypatch):
 
 
 def test_no_stage_is_begun_after_a_failure_where_that_was_asked_for(ends):
-    ends["kills 1"] = False
-    assert stress.main(["-x"]) == 1
-    assert list(recorded()) == ["kills 1"]
+    """One that was at work beside it ends, and is recorded."""
+    failed = threading.Event()
+
+    def later(cores: set[int]) -> bool:
+        failed.wait(30)
+        while not (stress.RECORD.exists() and "kills 1" in recorded()):
+            time.sleep(.01)
+        return True
+
+    def fails(cores: set[int]) -> bool:
+        failed.set()
+        return False
+    ends |= {"kills 1": fails, "kills 2": later}
+    assert stress.main(["-x", "--at-once", "2"]) == 1
+    assert {name: s["passed"] for name, s in recorded().items()} == {"kills 1": False, "kills 2": True}
 
 
 def test_ctrl_c_keeps_what_ended_and_records_nothing_half(ends, monkeypatch, capsys):
