@@ -189,7 +189,7 @@ class Page:
                 if "not attached" not in str(error) or attempt == 4:
                     raise
 
-    def chart(self, steps: int = 1, timeout: float = 120.) -> dict:
+    def chart(self, steps: int = 1, timeout: float = 60.) -> dict:
         """The live chart's facts, once it has drawn a picture of at least so many steps."""
         self.look_at(".fer .plot")
         self.page.wait_for_function(f"Number(document.querySelector('.fer .plot')?.dataset.steps) >= {steps}",
@@ -234,7 +234,7 @@ class Place:
         path, = (p.parent for p in (self.runs / study).glob("*/result.json"))
         return path, json.loads((path / "result.json").read_text())
 
-    def wait_for_status(self, status: str, seconds: float = 120.) -> tuple[Path, dict]:
+    def wait_for_status(self, status: str, seconds: float = 30.) -> tuple[Path, dict]:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             path, result = self.result()

@@ -242,7 +242,7 @@ def interrupted(place, tmp_path_factory) -> Interrupted:
         os.killpg(process.pid, signal.SIGINT)
         _, found.error = process.communicate(timeout=60)
     found.code = process.returncode
-    _, found.alive = psutil.wait_procs(children, timeout=20)
+    _, found.alive = psutil.wait_procs(children, timeout=5)
     return found
 
 

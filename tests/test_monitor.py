@@ -275,7 +275,7 @@ def board(monkeypatch):
     monkeypatch.setattr(monitoring, "wants_widget", lambda live: True)
 
 
-def wait_for(condition, seconds: float = 60.):
+def wait_for(condition, seconds: float = 10.):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come"

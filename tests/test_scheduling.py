@@ -54,7 +54,7 @@ def trained(cluster: Cluster, runs: list[Run], said: list[str]) -> dict[str, Out
     return {f"{o.run.experiment.name}{o.run.experiment.seed}": o for o in found}
 
 
-def wait_for(condition, seconds: float = 120.) -> None:
+def wait_for(condition, seconds: float = 40.) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
