@@ -67,25 +67,29 @@ def test_stages_side_by_side_have_cores_of_their_own(ends, monkeypatch):
 
 def test_no_stage_is_begun_after_a_failure_where_that_was_asked_for(ends):
     """One that was at work beside it ends, and is recorded."""
-    failed = threading.Event()
+    begun = threading.Event()
 
     def later(cores: set[int]) -> bool:
-        failed.wait(30)
+        begun.set()
         while not (stress.RECORD.exists() and "kills 1" in recorded()):
             time.sleep(.01)
         return True
 
     def fails(cores: set[int]) -> bool:
-        failed.set()
-        return False
+        return not begun.wait(30)
     ends |= {"kills 1": fails, "kills 2": later}
     assert stress.main(["-x", "--at-once", "2"]) == 1
     assert {name: s["passed"] for name, s in recorded().items()} == {"kills 1": False, "kills 2": True}
 
 
-def test_ctrl_c_keeps_what_ended_and_records_nothing_half(ends, monkeypatch, capsys):
+def test_ctrl_c_keeps_what_ended_and_records_nothing_half(ends, monkeypatch):
     """It comes while the main thread waits for the second stage."""
-    begun = threading.Event()
+    begun, stopped, said = threading.Event(), threading.Event(), []
+
+    def say(text: str, flush: bool = False) -> None:
+        said.append(text)
+        if text.startswith("stopped"):
+            stopped.set()
 
     class Interrupted(ThreadPoolExecutor):
         def submit(self, call, stage, free):
@@ -100,13 +104,13 @@ def test_ctrl_c_keeps_what_ended_and_records_nothing_half(ends, monkeypatch, cap
 
     def until_ctrl_c(cores: set[int]) -> bool:
         begun.set()
-        while "stopped" not in (said := capsys.readouterr().out):
-            time.sleep(.01)
-        assert said.endswith("the same command goes on\n")
-        return False
+        return not stopped.wait(30)
     ends["kills 2"] = until_ctrl_c
     monkeypatch.setattr(stress, "ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr(stress, "print", say, raising=False)
     assert stress.main([]) == 130
+    assert said == ["kills 1 ...", "kills 1: passed in 1.0 s: 1 passed", "kills 2 ...",
+                    "stopped; the same command goes on"]
     assert list(recorded()) == ["kills 1"]
 
 
