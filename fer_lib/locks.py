@@ -8,8 +8,9 @@
 
 The newest number holds, and a number is taken by link(2), which is atomic on NFS too: of two processes that take over a
 dead one's run, one gets it. Whether a process of this machine lives is asked of the system. One of another machine has
-died where its file wasn't touched for SILENT seconds by the disk's own clock, and isn't during PROOF seconds by ours:
-clocks that differ, or jump, make nobody lose a run. One that was suspended so long finds another number and stops.
+died where its file wasn't touched for SILENT seconds by the disk's own clock, and isn't while we look again and again
+for PROOF seconds: clocks that differ, or jump, make nobody lose a run. One that was suspended so long finds another
+number and stops.
 """
 
 import contextlib
@@ -229,9 +230,9 @@ class RunLock:
         silent = _touched(mine) - first                 # both by the disk's clock
         if 0 <= silent < SILENT:
             return f"{busy}; if that machine is gone, start again in {math.ceil(SILENT - silent)} seconds"
-        until = _now() + PROOF
-        while _now() < until:
-            time.sleep(min(.2, PROOF / 5))
+        pause = min(.2, PROOF / 5)
+        for _ in range(math.ceil(PROOF / pause)):       # looks, no clock: what stopped this process proves nothing
+            time.sleep(pause)
             if _touched(path) not in (first, -math.inf):
                 return busy
         return ""

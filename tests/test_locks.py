@@ -166,6 +166,25 @@ def test_clocks_that_differ_take_no_run_away(tmp_path, age):
     lock.release()
 
 
+def test_who_was_suspended_while_it_watched_takes_no_run_away(tmp_path, monkeypatch):
+    """The time that passed meanwhile is no proof: the other machine had been suspended as well, and beats again."""
+    path, looks, true_touched = held_by(tmp_path / "run", 3600., **ELSEWHERE), [], locks._touched
+
+    def touched(asked: Path) -> float:
+        if asked == path:
+            looks.append(asked)
+            if len(looks) == 2:
+                monkeypatch.setattr(locks, "_now", lambda: 1e9)
+            if len(looks) == 4:
+                os.utime(path)
+        return true_touched(asked)
+
+    monkeypatch.setattr(locks, "_touched", touched)
+    with pytest.raises(Busy, match="being trained by process 4711 on 'node7'"):
+        RunLock(tmp_path / "run")
+    assert len(looks) == 4
+
+
 def test_a_process_that_was_taken_over_writes_nothing_more(tmp_path):
     """It was suspended for so long that another machine went on; then it wakes."""
     data = make_data()
