@@ -2,7 +2,7 @@
 
 stress.json in the project's folder says of each stage when and where it ended, how long it took and how. Started again,
 finished stages are left out, as long as the sources are the same; failed ones are run again, and what failed before is
-kept. Exit code 1 where a stage failed, 130 after Ctrl-C.
+kept, the end of its output as well. Exit code 1 where a stage failed, 130 after Ctrl-C.
 
 --at-once N: so many stages side by side, each on its share of the cores (on Linux). Two cores a stage are right for
 those in a browser.
@@ -105,7 +105,8 @@ def run(stage: Stage, cores: set[int]) -> dict:
     out, err = process.communicate()
     lines = out.strip().splitlines() or err.strip().splitlines() or [""]
     kept = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"passed": process.returncode == 0, "seconds": round(time.monotonic() - begin, 1),
+    passed = process.returncode == 0
+    return {"passed": passed, "output": [] if passed else lines[-400:], "seconds": round(time.monotonic() - begin, 1),
             "ended": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
             "where": f"{platform.system()} {platform.machine()}, {workers} cores, Python {platform.python_version()}, "
                      f"torch {version('torch')}", "said": [*kept[:20], lines[-1]]}
@@ -129,7 +130,7 @@ class Stages:
                 if self.interrupted:                    # it was cut off
                     return
                 before = self.record["stages"].get(stage.name)
-                failed = [*before["failed_before"], before["said"]] if before else []
+                failed = [*before["failed_before"], [*before["said"], *before["output"]]] if before else []
                 self.record["stages"][stage.name] = {**ended, "failed_before": failed}
                 write_record(self.record)
                 print(told(stage, self.record), flush=True)

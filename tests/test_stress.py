@@ -19,7 +19,8 @@ def ends(tmp_path, monkeypatch) -> dict:
         passed = found.get(stage.name, True)
         passed = passed(cores) if callable(passed) else passed
         said = ["1 passed" if passed else "FAILED x"]
-        return {"passed": passed, "seconds": 1., "ended": "", "where": "", "said": said}
+        return {"passed": passed, "output": [] if passed else ["why"], "seconds": 1., "ended": "", "where": "",
+                "said": said}
     monkeypatch.setattr(stress, "run", run)
     monkeypatch.setattr(stress, "RECORD", tmp_path / "stress.json")
     monkeypatch.setattr(stress, "stages", lambda: [Stage(name, []) for name in ("kills 1", "kills 2", "browser 1")])
@@ -39,7 +40,7 @@ def test_a_failed_stage_is_run_again_and_its_failure_is_kept(ends, capsys):
     assert stress.main(["--list"]) == 1 and not recorded()["kills 2"]["passed"]
     assert stress.main([]) == 0, "what has passed is left out"
     assert "kills 2: passed in 1.0 s: 1 passed (failed 1 times before)" in capsys.readouterr().out
-    assert recorded()["kills 2"]["failed_before"] == [["FAILED x"]]
+    assert recorded()["kills 2"]["failed_before"] == [["FAILED x", "why"]]
 
 
 def test_other_sources_begin_anew(ends, monkeypatch, capsys):
@@ -131,3 +132,4 @@ def test_a_stage_is_a_process_on_its_cores_and_says_how_it_ended(tmp_path, monke
     ended = stress.run(Stage("one", ["-p", "no:cacheprovider", "test_x.py"]), {min(cores)} if cores else cores)
     assert not ended["passed"] and ended["said"][-1].startswith("1 failed, 1 passed")
     assert ended["said"][0].startswith("FAILED test_x.py::test_z") and "1 cores, Python" in ended["where"]
+    assert ">       assert False" in ended["output"], "why it failed"
