@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -95,7 +95,8 @@ class Lab:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--ServerApp.port={self.port}",
              "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={project}",
-             "--ServerApp.port_retries=0"], env=env, cwd=project, stdout=self.log, stderr=subprocess.STDOUT)
+             "--ServerApp.port_retries=0", "--KernelManager.autorestart=False"], env=env, cwd=project,
+            stdout=self.log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -106,19 +107,32 @@ class Lab:
             time.sleep(.2)
         raise RuntimeError("JupyterLab did not start in 60 s")
 
-    def end_sessions(self) -> None:
-        """Kill all kernels."""
-        def ask(path: str, method: str = "GET") -> bytes:
-            request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", method=method,
-                                             headers={"Authorization": f"token {self.token}"})
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.read()
+    def ask(self, path: str, method: str = "GET", body: object = None) -> bytes:
+        """Of the server's REST API: the answer. HTTPError: it is none."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", method=method,
+                                         data=None if body is None else json.dumps(body).encode(),
+                                         headers={"Authorization": f"token {self.token}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
 
-        sessions = json.loads(ask("sessions"))
-        for kernel in psutil.Process(self.process.pid).children() if sessions else ():
-            kernel.kill()                               # asked to go, one takes two seconds
-        for session in sessions:
-            ask(f"sessions/{session['id']}", "DELETE")
+    def kernels(self) -> list[psutil.Process]:
+        """Those that live. The server has other children too, that end by themselves, such as npm."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if "ipykernel_launcher" in child.cmdline():
+                    found.append(child)
+        return found
+
+    def end_sessions(self) -> None:
+        """Kill all kernels. They stay dead: a server that starts them anew answers 500 to who ends a session just then
+        (jupyter_client pull request 967).
+        """
+        for kernel in self.kernels():
+            with suppress(psutil.NoSuchProcess):
+                kernel.kill()                           # asked to go, one takes two seconds
+        for session in json.loads(self.ask("sessions")):
+            self.ask(f"sessions/{session['id']}", "DELETE")
 
     def url(self, notebook: str) -> str:
         return f"http://127.0.0.1:{self.port}/lab/tree/notebooks/{notebook}?token={self.token}"
