@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from fer_lib.world import World
 TIMEOUT = timedelta(minutes=5)      # for a rank that hangs; one that dies ends the others at once
 GRACE = 30.                         # seconds that ranks have to end by themselves when one has failed, as in torchrun
 STORE = "FER_STORE"                 # the file through which the ranks find each other, where we start them
+REFUSED = (ParameterError, DataError, RecordError)      # the run can't begin
 
 
 def prepare(settings: list[str], size: int) -> Run:
@@ -144,13 +145,28 @@ def started_as(environment: Mapping[str, str]) -> World | None:
     return world
 
 
-def main(argv: list[str] | None = None) -> int:
-    world = None
-    with contextlib.ExitStack() as quiet:
+@contextlib.contextmanager
+def said_by_rank_0(world: World | None) -> Iterator[None]:
+    """What keeps a run from beginning does so on all ranks: rank 0 says it, the others are silent. They wait for
+    torchrun, which ends all ranks with the first: rank 0 may not have said it yet.
+    """
+    if world is None or world.rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
-            world = started_as(os.environ)
-            if world and world.rank:                    # rank 0 says it for all
-                quiet.enter_context(contextlib.redirect_stderr(quiet.enter_context(open(os.devnull, "w"))))
+            yield
+        except (*REFUSED, SystemExit) as error:
+            code = getattr(error, "code", 2)
+            if code and STORE not in os.environ:
+                time.sleep(GRACE)
+            raise SystemExit(code) from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        world = started_as(os.environ)
+        with said_by_rank_0(world):
             args = _parser().parse_args(argv)
             if world is None and args.processes is None:
                 raise ParameterError("say how many processes: python -m fer_lib.distributed --processes 2, or "
@@ -158,9 +174,9 @@ def main(argv: list[str] | None = None) -> int:
             if args.processes is not None and args.processes < 1:
                 raise ParameterError(f"--processes is at least 1, not {args.processes}")
             run = prepare(args.set, world.size if world else args.processes)
-        except (ParameterError, DataError, RecordError) as error:
-            print(f"distributed: {error}", file=sys.stderr)
-            return 2
+    except REFUSED as error:
+        print(f"distributed: {error}", file=sys.stderr)
+        return 2
     return train(run, world) if world else launch(args.processes, args.set)
 
 

@@ -223,7 +223,10 @@ def test_the_command_stops_goes_on_and_records_what_one_process_would(place, mon
 
 @pytest.mark.long
 def test_under_torchrun_a_wrong_setting_is_one_sentence_and_nobody_hangs(place):
-    process = start(*TORCHRUN, "-m", "fer_lib.distributed", *given(metod="dropout"))
+    """Also where rank 0 is the last to find it: torchrun ends all ranks with the first that ends."""
+    (place / "sitecustomize.py").write_text("import os, time\ntime.sleep(3 * (os.environ.get('RANK') == '0'))\n")
+    process = start(*TORCHRUN, "-m", "fer_lib.distributed", *given(metod="dropout"),
+                    PYTHONPATH=os.pathsep.join([str(place), str(ROOT)]))
     _, err = process.communicate(timeout=240)
     assert process.returncode != 0
     assert err.count("unknown parameter 'metod': did you mean 'method'?") == 1
