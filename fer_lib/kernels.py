@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -41,6 +42,7 @@ class Kernel:
     def __init__(self):
         self.left = threading.Event()
         self.client = None                              # nbclient's, while it executes
+        self.stderr = None                              # a file for what its process says beside its cells
 
     def stop(self) -> None:
         """Interrupt what runs, and start no other cell."""
@@ -66,7 +68,7 @@ class Kernel:
             def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, extra_arguments=(), **_):
                 kernel.client = Client(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None,
                                        extra_arguments=extra_arguments, log=logging.getLogger("papermill"))
-                kernel.client.execute()
+                kernel.client.execute(stderr=kernel.stderr)
 
         return Stoppable
 
@@ -86,17 +88,24 @@ def run_notebook(notebook: Path, target: Path, parameters: dict[str, object], ro
     logging.getLogger("papermill").setLevel(logging.CRITICAL)     # its errors come as exceptions
     quiet_kernel = ["--IPKernelApp.log_level=50"]       # else each warns of TCP, which is loopback here, and of stops
     for attempt in range(1, START_ATTEMPTS + 1):
-        try:
-            papermill.execute_notebook(notebook, target, parameters, progress_bar=False, cwd=root,
-                                       engine_name="stoppable", extra_arguments=quiet_kernel)
-            return
-        except DeadKernelError:
-            raise
-        except RuntimeError as error:                   # it didn't start: another took its ports in that moment
-            if kernel.left.is_set():
-                raise Interrupted from None
-            if not str(error).startswith("Kernel d") or attempt == START_ATTEMPTS:
+        again = False
+        with tempfile.TemporaryFile() as kernel.stderr:
+            try:
+                papermill.execute_notebook(notebook, target, parameters, progress_bar=False, cwd=root,
+                                           engine_name="stoppable", extra_arguments=quiet_kernel)
+                return
+            except DeadKernelError:
                 raise
+            except RuntimeError as error:               # it didn't start: another took its ports in that moment
+                if kernel.left.is_set():
+                    raise Interrupted from None
+                again = str(error).startswith("Kernel d") and attempt < START_ATTEMPTS
+                if not again:
+                    raise
+            finally:
+                if not again:                           # else it told of a port, and does no harm
+                    kernel.stderr.seek(0)
+                    sys.stderr.write(kernel.stderr.read().decode(errors="replace"))
 
 
 _at_work = 0                                            # pieces of work in this worker
