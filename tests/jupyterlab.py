@@ -69,11 +69,11 @@ def set_parameters(notebook: Path, /, **values: object) -> None:
 REST = "    __import__('time').sleep(.25)"
 
 
-def let_rest(notebook: Path) -> None:
-    """04_train rests as long as it trains, so that pages have a core. Commands wait for that at most."""
+def let_rest(notebook: Path, rest: str = REST) -> None:
+    """04_train rests after each block: pages have a core, and a run lasts. Commands wait for that at most."""
     text = notebook.read_text()
     assert text.count("    pass") == 1
-    notebook.write_text(text.replace("    pass", REST))
+    notebook.write_text(text.replace("    pass", rest))
 
 
 class Lab:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import psutil
 import pytest
 import scripted_runs
 from conftest import make_data, write_packed
+from jupyterlab import REST, let_rest, make_project
 from nbclient.exceptions import DeadKernelError
 from papermill import PapermillExecutionError
 from safetensors.numpy import load_file
@@ -184,9 +185,9 @@ def wait_for(process: subprocess.Popen, condition) -> None:
 
 
 @contextmanager
-def started(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen]:
+def started(command: list[str], env: dict[str, str], folder: Path = ROOT) -> Iterator[subprocess.Popen]:
     """A process with a process group of its own, which leaves nothing behind."""
-    process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)
     try:
         yield process
@@ -227,11 +228,13 @@ class Interrupted:
 
 @pytest.fixture(scope="module")
 def interrupted(place, tmp_path_factory) -> Interrupted:
-    """Ctrl-C reaches the whole process group, as in a terminal."""
+    """Ctrl-C reaches the whole process group, as in a terminal. The run rests after each block: it can't end before."""
     place.study(one_arm())
+    project = make_project(tmp_path_factory.mktemp("project"))
+    let_rest(project / "notebooks" / "04_train.ipynb", REST.replace(".25", "1"))
     found = Interrupted(tmp_path_factory.mktemp("interrupted"), 0, "", 0, [])
     command, env = place.command("--seeds", "0", "--workers", "1", runs=found.runs)
-    with started(command, env) as process:
+    with started(command, env, project) as process:
         wait_for(process, lambda: found.steps)
         first = kernel_of(process)
         first.parent().kill()
@@ -374,6 +377,35 @@ def test_a_kernel_that_does_not_start_is_tried_again_and_one_that_dies_is_not(mo
     for errors in ([silent] * 3, [DeadKernelError("Kernel died")], [RuntimeError("something else")]):
         with pytest.raises(RuntimeError):
             attempts(*errors)
+
+
+START = """import runpy, sys
+from pathlib import Path
+starts = Path({starts!r})
+starts.write_text(starts.read_text() + "x")
+if len(starts.read_text()) <= {failures}:
+    sys.exit("Address already in use")
+runpy.run_module("ipykernel_launcher", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("failures, heard", [(1, ""), (3, "Address already in use\n")])
+def test_what_a_kernel_says_that_does_not_start_is_heard_when_it_is_not_tried_again(
+        tmp_path, monkeypatch, capfd, failures, heard):
+    starts, spec = tmp_path / "starts", tmp_path / "kernels" / "other"
+    spec.mkdir(parents=True)
+    starts.write_text("")
+    (tmp_path / "start.py").write_text(START.format(starts=str(starts), failures=failures))
+    (spec / "kernel.json").write_text(json.dumps({"display_name": "", "language": "python", "argv": [
+        sys.executable, str(tmp_path / "start.py"), "-f", "{connection_file}"]}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    notebook.metadata.kernelspec = {"name": "other", "display_name": "", "language": "python"}
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    with nullcontext() if failures < kernels.START_ATTEMPTS else pytest.raises(RuntimeError, match="died before"):
+        kernels.run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, tmp_path)
+    assert len(starts.read_text()) == min(failures + 1, kernels.START_ATTEMPTS)
+    assert capfd.readouterr().err == heard
 
 
 # --- what a study file says ---

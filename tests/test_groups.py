@@ -176,7 +176,7 @@ def test_each_device_has_a_worker_that_trains_its_groups_and_goes_on_after_it_di
     """
     monkeypatch.setattr(scheduling, "execute", scripted_runs.finished_before)
     diverging = open_run(make_experiment(data="tiny", study="s", seed=9, lr=1e3, optimizer="sgd"), workspace)
-    runs, said, killed = [*opened(workspace, 3, epochs=9, checkpoint_seconds=0.), diverging], [], []
+    runs, said, killed = [*opened(workspace, 3, epochs=20, checkpoint_seconds=0.), diverging], [], []
 
     def kill() -> None:
         while not (runs[0].path / "checkpoint.safetensors").exists():
@@ -194,7 +194,7 @@ def test_each_device_has_a_worker_that_trains_its_groups_and_goes_on_after_it_di
     finally:
         here.close()
     assert killed and outcomes[0] == outcomes[1] == outcomes[2] == "" and "has diverged" in outcomes[9]
-    assert all(run.finished and len(run.history) == run.result["steps"] == 72 for run in runs[:3])
+    assert all(run.finished and len(run.history) == run.result["steps"] == 160 for run in runs[:3])
     assert 2 in {run.result["runs_together"] for run in runs[:3]}
 
 

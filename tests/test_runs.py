@@ -232,7 +232,7 @@ def test_several_runs_are_recorded_together(data, tmp_path):
         assert_same_record(run, trained(tmp_path / "alone", data, method=e.method, epochs=e.epochs))
 
 
-# at step 11 it waits where the file `wait` lies beside the records, so that a signal never comes too late
+# from step 11 on it waits where the file `wait` lies beside the records, so that a signal never comes too late
 WORKER = """
 import sys
 import time
@@ -267,7 +267,8 @@ def test_another_process_gives_the_same_bits_also_after_kill_or_ctrl_c(packed, t
     slow = {**settings, "epochs": 3, "checkpoint_seconds": 0}
     data = open_packed(packed)
     whole = trained(tmp_path / "here", data, **settings)
-    (tmp_path / "stopped.wait").touch()
+    for name in ("killed", "stopped"):
+        (tmp_path / f"{name}.wait").touch()
     processes = {name: in_another_process(packed, tmp_path / name, slow) for name in ("whole", "killed", "stopped")}
     for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGINT)):
         process = processes[name]
