@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import nbformat
 import psutil
@@ -95,8 +96,7 @@ class Lab:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--ServerApp.port={self.port}",
              "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={project}",
-             "--ServerApp.port_retries=0", "--KernelManager.autorestart=False"], env=env, cwd=project,
-            stdout=self.log, stderr=subprocess.STDOUT)
+             "--ServerApp.port_retries=0"], env=env, cwd=project, stdout=self.log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -125,14 +125,22 @@ class Lab:
         return found
 
     def end_sessions(self) -> None:
-        """Kill all kernels. They stay dead: a server that starts them anew answers 500 to who ends a session just then
+        """Kill all kernels. A server that starts a dead one anew just then answers 500, and is asked again
         (jupyter_client pull request 967).
         """
-        for kernel in self.kernels():
-            with suppress(psutil.NoSuchProcess):
-                kernel.kill()                           # asked to go, one takes two seconds
-        for session in json.loads(self.ask("sessions")):
-            self.ask(f"sessions/{session['id']}", "DELETE")
+        deadline = time.monotonic() + 30
+        while sessions := json.loads(self.ask("sessions")):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"JupyterLab keeps the sessions {sessions}")
+            for kernel in self.kernels():
+                with suppress(psutil.NoSuchProcess):
+                    kernel.kill()                       # asked to go, one takes two seconds
+            for session in sessions:
+                try:
+                    self.ask(f"sessions/{session['id']}", "DELETE")
+                except HTTPError as error:
+                    if error.code != 500:
+                        raise
 
     def url(self, notebook: str) -> str:
         return f"http://127.0.0.1:{self.port}/lab/tree/notebooks/{notebook}?token={self.token}"
