@@ -46,8 +46,8 @@ def pytest_configure() -> None:
 
 
 def started(start: Callable) -> Callable:
-    """nbval's kernels are started up to three times, as batch's are: a port that was free when it was chosen can be
-    another's when the kernel comes to take it (jupyter_client issue 154).
+    """Kernels are started up to three times, as batch's are: a port that was free when it was chosen can be another's
+    when the kernel comes to take it (jupyter_client issue 154).
     """
     def start_new_kernel(*args: object, **kwargs: object) -> tuple:
         for _ in range(2):

@@ -4,6 +4,7 @@ import queue
 import time
 
 import pytest
+from conftest import started
 from jupyter_client.manager import start_new_kernel
 
 # each pass of the kernel's loop for requests and replies takes 20 ms, as on a machine that is busy
@@ -19,7 +20,7 @@ def test_a_request_that_comes_while_another_is_answered_is_answered_too():
     """ipykernel 7.0 to 7.3 can overlook it, and all that come after it, until a client connects anew (ipykernel#1554):
     a page that was loaded anew shows "Loading widget..." for ever.
     """
-    manager, client = start_new_kernel()
+    manager, client = started(start_new_kernel)()
     try:
         client.execute(BUSY, reply=True, timeout=60)
         for k in range(40):

@@ -122,11 +122,17 @@ def test_the_parameters_of_training_are_exactly_the_fields_of_an_experiment():
 # --- papermill's own command ---
 
 
-def papermill_command(out: Path, runs: Path, *parameters: str) -> subprocess.Popen:
+def papermill_command(out: Path, runs: Path, *parameters: str, attempts: int = 3) -> tuple[int, str]:
+    """The exit code and what it showed; more than one attempt as in conftest.started."""
     env = {**os.environ, "FER_RUNS": str(runs), "OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1",
            "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "papermill", "notebooks/04_train.ipynb", str(out), *parameters]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(attempts):
+        ended = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               timeout=300)
+        if "Kernel died before replying to kernel_info" not in ended.stdout:
+            break
+    return ended.returncode, ended.stdout
 
 
 def execute(out: Path, runs: Path, notebook: str = "04_train", **parameters: object) -> None:
@@ -154,10 +160,9 @@ WRONG = {("lr", "fast"): "ParameterError: lr is a number, not 'fast' (learning r
 
 @pytest.mark.long
 def test_papermill_ends_with_a_sentence_where_a_parameter_is_wrong(tmp_path):
-    process = papermill_command(tmp_path / "out.ipynb", tmp_path / "runs", "-p", "sede", "1")
-    shown, _ = process.communicate(timeout=120)
+    code, shown = papermill_command(tmp_path / "out.ipynb", tmp_path / "runs", "-p", "sede", "1")
     sentence = WRONG["sede", 1]
-    assert process.returncode != 0 and sentence in shown
+    assert code != 0 and sentence in shown
     assert error_of(nbformat.read(tmp_path / "out.ipynb", 4).cells).traceback == [sentence]
     assert not (tmp_path / "runs").exists()
 
@@ -213,9 +218,8 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
     """(executed notebook, run directory) of eight epochs of AutoReLU on drawn faces."""
     assert (find_workspace().packed / "synthetic-quick" / "manifest.json").exists(), "'make test' packs the drawn faces"
     folder = tmp_path_factory.mktemp("train")
-    process = papermill_command(folder / "out.ipynb", folder / "runs", "-p", "epochs", "8", "-p", "seed", "3")
-    shown, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, shown
+    code, shown = papermill_command(folder / "out.ipynb", folder / "runs", "-p", "epochs", "8", "-p", "seed", "3")
+    assert code == 0, shown
     path, = (folder / "runs" / "scratch").iterdir()
     return folder / "out.ipynb", path
 
