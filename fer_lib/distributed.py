@@ -15,6 +15,7 @@ every interface and unpickles what it is sent there: use it where no stranger re
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import signal
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,7 +41,6 @@ from fer_lib.world import World
 TIMEOUT = timedelta(minutes=5)      # for a rank that hangs; one that dies ends the others at once
 GRACE = 30.                         # seconds that ranks have to end by themselves when one has failed, as in torchrun
 STORE = "FER_STORE"                 # the file through which the ranks find each other, where we start them
-REFUSED = (ParameterError, DataError, RecordError)      # the run can't begin
 
 
 def prepare(settings: list[str], size: int) -> Run:
@@ -145,28 +145,12 @@ def started_as(environment: Mapping[str, str]) -> World | None:
     return world
 
 
-@contextlib.contextmanager
-def said_by_rank_0(world: World | None) -> Iterator[None]:
-    """What keeps a run from beginning does so on all ranks: rank 0 says it, the others are silent. They wait for
-    torchrun, which ends all ranks with the first: rank 0 may not have said it yet.
-    """
-    if world is None or world.rank == 0:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        try:
-            yield
-        except (*REFUSED, SystemExit) as error:
-            code = getattr(error, "code", 2)
-            if code and STORE not in os.environ:
-                time.sleep(GRACE)
-            raise SystemExit(code) from None
-
-
 def main(argv: list[str] | None = None) -> int:
+    world, follows = None, False
     try:
         world = started_as(os.environ)
-        with said_by_rank_0(world):
+        follows = world is not None and world.rank > 0      # what keeps a run from beginning does so on all ranks, and
+        with contextlib.redirect_stderr(io.StringIO()) if follows else contextlib.nullcontext():    # rank 0 says it
             args = _parser().parse_args(argv)
             if world is None and args.processes is None:
                 raise ParameterError("say how many processes: python -m fer_lib.distributed --processes 2, or "
@@ -174,9 +158,15 @@ def main(argv: list[str] | None = None) -> int:
             if args.processes is not None and args.processes < 1:
                 raise ParameterError(f"--processes is at least 1, not {args.processes}")
             run = prepare(args.set, world.size if world else args.processes)
-    except REFUSED as error:
-        print(f"distributed: {error}", file=sys.stderr)
-        return 2
+    except (ParameterError, DataError, RecordError, SystemExit) as error:
+        code = error.code if isinstance(error, SystemExit) else 2
+        if follows and code and STORE not in os.environ:
+            time.sleep(GRACE)       # torchrun ends all ranks with the first: rank 0 may not have said it yet
+        if isinstance(error, SystemExit):
+            raise
+        if not follows:
+            print(f"distributed: {error}", file=sys.stderr)
+        return code
     return train(run, world) if world else launch(args.processes, args.set)
 
 

@@ -139,7 +139,7 @@ class Lab:
                 try:
                     self.ask(f"sessions/{session['id']}", "DELETE")
                 except HTTPError as error:
-                    if error.code != 500:
+                    if error.code not in (500, 404):    # 404: it is gone by now
                         raise
 
     def url(self, notebook: str) -> str:

@@ -253,7 +253,10 @@ def test_what_cannot_run_is_one_sentence_and_starts_nothing(place, capsys, monke
 def test_only_rank_0_says_it(place, capsys, monkeypatch, rank, lines):
     for name, value in {"RANK": rank, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3}.items():
         monkeypatch.setenv(name, str(value))
+    waited = []
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
     assert distributed.main(given()) == 2
+    assert waited == [distributed.GRACE] * rank, "torchrun ends all with the first"
     assert capsys.readouterr().err.count("\n") == lines
 
 

@@ -1,6 +1,11 @@
 """Memory and file handles stay flat over long training and many runs. make stress: 100,000 steps, 200 runs."""
 
+import functools
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,7 +23,24 @@ TINY = dict(sizes={"train": 512, "val": 8, "test": 8})
 PROCESS = psutil.Process()
 
 
+def in_a_process_of_its_own(test: Callable) -> Callable:
+    """Where no other test's threads end, and no memory is given back that one of them took."""
+    @functools.wraps(test)
+    def alone(*args: object, **kwargs: object) -> None:
+        name, _, _ = os.environ["PYTEST_CURRENT_TEST"].partition(" (")
+        if os.environ.get("FER_ALONE") == name:
+            test(*args, **kwargs)
+            return
+        command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", name]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], env={**os.environ, "FER_ALONE": name}, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        print(done.stdout)
+        assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+    return alone
+
+
 @pytest.mark.parametrize("live", ["off", "on"])
+@in_a_process_of_its_own
 def test_memory_is_flat_over_the_steps_of_a_run(live, tmp_path, monkeypatch, fake):
     """In its last third it grows by less than 3 MB. What a step's images or gradients take would be more in this short
     run, a kilobyte kept of each step in the long one."""
@@ -36,6 +58,7 @@ def test_memory_is_flat_over_the_steps_of_a_run(live, tmp_path, monkeypatch, fak
     assert growth < 3, sizes
 
 
+@in_a_process_of_its_own
 def test_file_handles_and_threads_are_flat_over_many_runs(tmp_path):
     """Finished, left in the middle, and refused."""
     data, counts = make_data(sizes={"train": 16, "val": 8, "test": 8}), []
