@@ -879,7 +879,9 @@ def _settings(runs: Sequence[tuple[Experiment, PackedDataset]], device: torch.de
 class _Asked:
     """Whether a signal, or LEAVE, has asked for the end, and which signal came first."""
 
-    number = 0
+    def __init__(self):
+        self.number, self.ended = 0, False
+        self.before: dict[int, object] = {}             # the handlers that this one's took the place of
 
     def __call__(self) -> bool:
         return self.number > 0 or LEAVE.is_set()
@@ -900,9 +902,13 @@ def _deferred_signals() -> Iterator[_Asked]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {s: signal.signal(s, asked.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    asked.before = {s: signal.signal(s, asked.ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        asked.ended = True
+        for number, handler in asked.before.items():
+            if signal.getsignal(number) == asked.ask:   # else a training that began later has it now
+                while isinstance(owner := getattr(handler, "__self__", None), _Asked) and owner.ended:
+                    handler = owner.before[number]
+                signal.signal(number, handler)

@@ -379,6 +379,20 @@ def test_threads_and_handlers_are_put_back():
     assert (torch.get_num_threads(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_handlers_are_put_back_whichever_training_ends_first(first):
+    """In a notebook, a cell that failed keeps its loop open while the next one trains."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    both = [train([(make_experiment(epochs=30), make_data())], CPU) for _ in range(2)]
+    for blocks in both:
+        next(blocks)
+    both[first].close()
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        list(both[1 - first])
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_block_at_the_next_step_and_hands_it_out(number, monkeypatch):
     data = make_data()

@@ -23,7 +23,7 @@ def begin_two_sessions(lab: Lab) -> None:
     for name in ("00_start_here", "04_train"):
         lab.ask("sessions", "POST", {"path": f"notebooks/{name}.ipynb", "name": "", "type": "notebook",
                                      "kernel": {"name": "python3"}})
-    assert len(lab.kernels()) == 2
+    assert len(lab.kernels()) >= 2
 
 
 def test_sessions_end_also_while_the_server_starts_a_kernel_anew(lab, monkeypatch):
