@@ -18,7 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import hypothesis
+os.environ.setdefault("OMP_NUM_THREADS", "1")           # read when torch is imported; `make test` runs a worker a core
+
+import hypothesis  # noqa: E402
 import nbval.kernel
 import numpy as np
 import pandas as pd

@@ -137,39 +137,49 @@ def test_the_literal_rounding_error_keeps_its_size(size, layout):
         assert 1 / 1.5 < ratio < 1.5
 
 
-@gpu
-def test_literal_flips_over_40_seeds_cannot_be_told_apart():
-    """At p = .001: a difference of 1.3 of 6.2 steps with a flip is seen half the time, and chance alone fails one time
-    in a thousand. (20 seeds at p = .01: 1.5, and one in a hundred.) 300 runs each way differed by 0.00 [-0.29, +0.30]
-    (H200, torch 2.11).
-    """
-    assert p_of_flips(range(40)) > .001
-
-
-def p_of_flips(seeds: range) -> float:
-    """Of steps with a flip within 600, by seed, of runs with the kernel and with the plain version."""
-    from scipy.stats import mannwhitneyu
-
+def steps_with_a_flip(fused: bool, seeds: range = range(40)) -> list[int]:
+    """Of 600, by seed, of runs with the kernel or with the plain version."""
     from fer_lib.benchmark_speed import random_faces
     from fer_lib.engine import train
     from fer_lib.experiment import Experiment
 
-    data, counts = random_faces(64 * 100, 48), {}
-    before = activations.FUSED
-    for fused in (True, False):
-        activations.FUSED = fused
-        steps = [0] * len(seeds)
-        try:
-            for block in train([(Experiment(method="dynamic", seed=seed, lr=1e-3, w0=.02, epochs=6, width=.5), data)
-                                for seed in seeds], torch.device("cuda")):
-                steps[block.run] += int((block.turned_negative + block.turned_positive).any(1).sum())
-        finally:
-            activations.FUSED = before
-        counts[fused] = steps
-    p = mannwhitneyu(counts[True], counts[False]).pvalue
-    print(f"flips fused {counts[True]}, plain {counts[False]}, p = {p:.3f}")
-    assert min(counts[True] + counts[False]) > 0
-    return p
+    data, steps = random_faces(64 * 100, 48), [0] * len(seeds)
+    before, activations.FUSED = activations.FUSED, fused
+    try:
+        for block in train([(Experiment(method="dynamic", seed=seed, lr=1e-3, w0=.02, epochs=6, width=.5), data)
+                            for seed in seeds], torch.device("cuda")):
+            steps[block.run] += int((block.turned_negative + block.turned_positive).any(1).sum())
+    finally:
+        activations.FUSED = before
+    return steps
+
+
+@pytest.fixture(scope="module")
+def fused_flips() -> list[int]:
+    return steps_with_a_flip(True)
+
+
+@pytest.fixture(scope="module")
+def plain_flips() -> list[int]:
+    return steps_with_a_flip(False)
+
+
+@gpu
+def test_all_runs_with_the_literal_kernel_flip(fused_flips):
+    assert len(fused_flips) == 40 and min(fused_flips) > 0
+
+
+@gpu
+def test_literal_flips_over_40_seeds_cannot_be_told_apart(fused_flips, plain_flips):
+    """At p = .001: a difference of 1.3 of 6.2 steps with a flip is seen half the time, and chance alone fails one time
+    in a thousand. (20 seeds at p = .01: 1.5, and one in a hundred.) 300 runs each way differed by 0.00 [-0.29, +0.30]
+    (H200, torch 2.11).
+    """
+    from scipy.stats import mannwhitneyu
+
+    p = mannwhitneyu(fused_flips, plain_flips).pvalue
+    print(f"flips fused {fused_flips}, plain {plain_flips}, p = {p:.3f}")
+    assert min(plain_flips) > 0 and p > .001
 
 
 @gpu
