@@ -325,6 +325,35 @@ class TestWatch:
         assert_same_record(plain, watched)
         assert front.replaced.data == (watched.path / "curve.png").read_bytes()
 
+    def test_feature_maps_go_on_where_those_asked_for_took_long(self, data, tmp_path, fake, monkeypatch):
+        """On a busy GPU the first ones of a site do."""
+        class Clock:
+            now = 0.
+
+            def monotonic(self):
+                return self.now
+
+            perf_counter = monotonic
+
+        clock, shown_at = Clock(), []
+
+        def slow(learner, image, site):
+            clock.now += .005 if (image, site) in shown_at else 5.
+            shown_at.append((image, site))
+            return look(learner, image, site)
+
+        monkeypatch.setattr("fer_lib.live.pushing.time", clock)
+        monkeypatch.setattr(view, "look", slow)
+        run = Run(make_experiment(epochs=12, live="on", refresh_seconds=.5), data, tmp_path)
+        asked = {0: (3, "stem"), 3: (3, "layer2.0.act1"), 6: (4, "layer2.0.act1"), 10: None}
+        for blocks, _ in enumerate(watch(run)):
+            clock.now += .5
+            if blocks in asked:
+                image, site = asked[blocks] or (4, "layer2.0.act1")
+                fake.made[0].hear({"t": "look", "rid": f"{blocks}",
+                                   "wanted": {"open": asked[blocks] is not None, "image": image, "site": site}})
+        assert blocks == 11 and shown_at == [*[asked[0]] * 3, *[asked[3]] * 3, *[asked[6]] * 4]
+
     def test_the_front_ends_commands_act_and_are_answered(self, data, tmp_path, fake):
         run = Run(make_experiment(epochs=4, live="on"), data, tmp_path)
         sent = False

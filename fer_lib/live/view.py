@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 from IPython.display import Image, Pretty, display
 
@@ -22,7 +23,7 @@ from fer_lib.runs import Run, environment, epoch_rows, record
 from fer_lib.steering import KINDS, told
 from fer_lib.steplog import LogReader, as_rows, block_rows
 
-LOOK_SHARE = .02        # of the time since the start that feature maps may take, while they are open
+LOOK_SHARE = .02        # of the time since the start that feature maps may take which come by themselves, while open
 
 
 def watch(run: Run, say: Callable[[str], None] = print) -> Iterator[Block]:
@@ -78,6 +79,7 @@ class RunChart:
         self.pushing = Pushing(self.e.refresh_seconds)
         self.looking = Pushing(self.e.refresh_seconds, LOOK_SHARE)
         self.wanted: dict | None = None                 # feature maps: {"open", "image", "site"}
+        self.asked = False                              # for other ones than are shown
         self.seconds, self.images = 0., 0
 
     def blocks(self) -> Iterator[Block]:
@@ -90,10 +92,8 @@ class RunChart:
                 if block.events or block.last or self.pushing.due():
                     self.chart.push()
                     self.pushing.done()
-            if self.wanted and self.looking.due():
-                with self.looking.timed():
-                    self.chart.send(*look(block.network, int(self.wanted["image"]), self.wanted["site"]))
-                self.looking.done()
+            if self.asked or self.wanted and self.looking.due():
+                self._look(block)
             yield block
 
     def _begin(self, block: Block) -> None:
@@ -141,13 +141,23 @@ class RunChart:
         facts |= {"rate": self.images / max(self.seconds, 1e-9),
                   "left": (facts["steps"] - facts["step"]) * self.seconds / steps if steps else None}
 
+    def _look(self, block: Block) -> None:
+        """Feature maps. Their cost counts only where nobody asked: the first ones on a busy GPU can take seconds, after
+        which none would come for long.
+        """
+        asked, self.asked = self.asked, False
+        if wanted := self.wanted:
+            with nullcontext() if asked else self.looking.timed():
+                self.chart.send(*look(block.network, int(wanted["image"]), wanted["site"]))
+            self.looking.done()
+
     def _receive(self, content: dict) -> None:
         """From the browser, in another thread: which feature maps are wanted."""
         if content.get("t") == "look":
             wanted = content["wanted"]
             known = wanted["site"] in self.chart.widget.cfg["all_sites"]
             self.wanted = wanted if wanted["open"] and known else None
-            self.looking.last = -float("inf")
+            self.asked = True
             self.chart.send({"t": "looking", "wanted": wanted})
             self.run.steering.wake()
 
