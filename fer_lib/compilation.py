@@ -41,8 +41,11 @@ def check_compile(e: Experiment) -> None:
 
 @functools.cache
 def compiled(work: Callable) -> Callable:
-    """`work`, compiled when it is first called. Small kernels that don't depend on each other become one."""
+    """`work`, compiled when it is first called, its backward pass too: what the compiler says or fails at comes there.
+    Small kernels that don't depend on each other become one.
+    """
     torch._dynamo.config.recompile_limit = 256          # each method's pieces are compiled for each size of feature map
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     fast = torch.compile(work, dynamic=False, options={"combo_kernels": True, "benchmark_combo_kernel": False})
 
     @functools.wraps(work)

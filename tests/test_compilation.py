@@ -1,11 +1,15 @@
 """torch.compile of the step: the same losses up to rounding, one compilation for all seeds, and when it is chosen."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from conftest import CPU, make_data, make_experiment
+from functorch.compile import make_boxed_func
 from test_capture import never
 from test_engine import KINDS
+from torch._dynamo.backends.common import aot_autograd
 
 from fer_lib import compilation, engine
 from fer_lib.compilation import compiles
@@ -83,6 +87,64 @@ def test_a_compiler_that_fails_is_told(wanted, monkeypatch):
             next(run)
     else:
         assert "torch.compile failed" in next(run).eager
+
+
+@pytest.fixture
+def at_backward(monkeypatch):
+    """A function that sets what happens when a backward pass is compiled. The passes stay as they are."""
+    compile, happens = torch.compile, []
+
+    def forward(graph, inputs):
+        return make_boxed_func(graph.forward)
+
+    def backward(graph, inputs):
+        happens[0]()
+        return forward(graph, inputs)
+
+    torch.compiler.reset()
+    compilation.compiled.cache_clear()
+    monkeypatch.setattr(engine, "compiles", lambda *_: True)
+    monkeypatch.setattr(torch, "compile", lambda work, dynamic, options: compile(
+        work, dynamic=dynamic, backend=aot_autograd(fw_compiler=forward, bw_compiler=backward)))
+    yield happens.append
+    compilation.compiled.cache_clear()
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("short_resnet")
+@pytest.mark.parametrize("wanted", ["on", "auto"])
+def test_a_compiler_that_fails_at_the_backward_pass_is_told(wanted, at_backward):
+    """Before the forward pass was taken: a plain step goes on with the same bits."""
+    def fail():
+        raise RuntimeError("full disk\nhere")
+
+    at_backward(fail)
+    data = make_data()
+    run = train([(make_experiment(compile_step=wanted), data)], CPU)
+    if wanted == "on":
+        with pytest.raises(ParameterError, match="^torch.compile failed: BackendCompilerFailed: .*compile_step off"):
+            next(run)
+        return
+    blocks = list(run)
+    plain = list(train([(make_experiment(), data)], CPU, capture=False))
+    assert "torch.compile failed" in blocks[0].eager
+    assert [b.loss.tolist() for b in blocks] == [b.loss.tolist() for b in plain]
+    for key, value in plain[-1].network.model.state_dict().items():
+        assert torch.equal(value, blocks[-1].network.model.state_dict()[key])
+
+
+@pytest.mark.usefixtures("short_resnet")
+def test_the_compilers_advice_on_the_backward_pass_is_not_shown(at_backward):
+    """torch says once that TF32 is not on; where the forward pass came from its cache, it is here."""
+    said = []
+
+    def warn():
+        said.append(1)
+        warnings.warn_explicit("TF32 is not enabled", UserWarning, "compile_fx.py", 1, "torch._inductor.compile_fx")
+
+    at_backward(warn)
+    blocks = list(train([(make_experiment(compile_step="on"), make_data())], CPU))
+    assert said and blocks[-1].last
 
 
 @gpu
