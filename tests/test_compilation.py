@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, make_data, make_experiment
-from functorch.compile import make_boxed_func
 from test_capture import never
 from test_engine import KINDS
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from fer_lib import compilation, engine
 from fer_lib.compilation import compiles
