@@ -120,10 +120,12 @@ def test_kernels_are_told_apart_by_their_names():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_profile_counts_kernels_and_their_time():
+    """The least of ten: what else the GPU does can only add to a time."""
     x = torch.randn(2048, 2048, device="cuda")
-    found = profile_steps(lambda: x @ x, 5)
-    assert found["kernels"] == 1 and found["by_kind"].keys() == {"convolution"}
-    assert found["busy_us"] == pytest.approx(found["step_us"], rel=.5)
+    found = [profile_steps(lambda: x @ x, 5) for _ in range(10)]
+    assert all(one["kernels"] == 1 and one["by_kind"].keys() == {"convolution"} for one in found)
+    busy, step = (min(one[name] for one in found) for name in ("busy_us", "step_us"))
+    assert busy == pytest.approx(step, rel=.5)
 
 
 def test_the_command_writes_json_and_names_what_is_wrong(tmp_path, monkeypatch, capsys):

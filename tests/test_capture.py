@@ -3,9 +3,8 @@
 import copy
 import gc
 import io
-import threading
-import time
 import warnings
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -210,23 +209,30 @@ def test_commands_act_at_the_same_step_with_the_same_bits(monkeypatch):
     assert captured.lr[2:4].tolist() == [1e-3, 5e-3]
 
 
-@gpu
-def test_a_command_sent_while_runs_train_ends_all_blocks_within_a_tenth_of_a_second():
-    data = make_data(sizes={"train": 8192, "val": 16})
-    experiments = [make_experiment(device="cuda", seed=k, epochs=50) for k in range(4)]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_a_command_sent_while_runs_train_ends_all_blocks_after_this_step(device, monkeypatch):
+    monkeypatch.setattr(engine, "BLOCK_SECONDS", 100.)  # no block ends because its time is over
+    data, begun, advance = make_data(sizes={"train": 8192, "val": 16}), [], Learner.advance
+    experiments = [make_experiment(device=device, seed=k, epochs=50) for k in range(4)]
     steering = [Steering() for _ in experiments]
-    sent, sender = [], None
 
-    def stop() -> None:
-        sent.append(time.perf_counter())
-        steering[2].send(Command("stop"))
+    def counted(learner: Learner) -> None:
+        begun.append(learner)
+        if len(begun) == 4 * 20 + 1:                    # the first of four, in the midst of a block
+            steering[2].send(Command("stop"))
+        advance(learner)
 
-    with pytest.raises(Stopped):
-        for block in train([(e, data) for e in experiments], torch.device("cuda"), None, steering):
-            if block.first_step > 200 and sender is None:
-                sender = threading.Timer(.1, stop)      # in the midst of a block
-                sender.start()
-    assert time.perf_counter() - sent[0] < .1
+    monkeypatch.setattr(Learner, "advance", counted)
+    if device == "cuda":
+        blocks = train([(e, data) for e in experiments], torch.device(device), None, steering)
+    else:                                               # where train takes a block of each in turn
+        learners = [(k, Learner(e, data, CPU, steering=steering[k])) for k, e in enumerate(experiments)]
+        blocks = (block for _ in range(2) for block in blocks_together(learners, never))
+    assert [len(block.loss) for block in islice(blocks, 5)] == [21] * 4 + [0], "the last one tells of the command"
+    if device == "cuda":
+        with pytest.raises(Stopped):
+            next(blocks)
+    assert len(begun) == 4 * 21
 
 
 @gpu
