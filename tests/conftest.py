@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if mark and mark.kwargs["parts"] > 1:
         metafunc.fixturenames.append("part")
         metafunc.parametrize("part", range(mark.kwargs["parts"]))
+
+
+def sampled(values: Iterable, some: Callable[[object], bool]) -> list:
+    """For parametrize: `some` of the values in make test, the rest in make stress."""
+    return [v if some(v) else pytest.param(*v if isinstance(v, tuple) else [v], marks=pytest.mark.long) for v in values]
 
 
 CPU = torch.device("cpu")

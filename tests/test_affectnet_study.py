@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from source_trees import pack
 from test_affectnet import row, write_tree
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 SHORT = ["epochs=1", "batch_size=8", "width=0.05", "image_size=32", "device=cpu"]
 
 
+@pytest.mark.long
 def test_the_papers_size_runs_from_the_tree_to_the_report(tmp_path, monkeypatch, capsys):
     """A few steps of two arms; everything else is the command of the README."""
     more = [row(f"{n % 3}/{n}.jpg", n % 7) for n in range(33)]

@@ -259,6 +259,7 @@ def test_a_killed_workers_run_goes_on_and_ctrl_c_leaves_a_checkpoint_and_no_proc
     assert "Stopped" in notebook.read_text()
 
 
+@pytest.mark.long
 def test_a_worker_that_reaches_the_scheduler_by_its_address_ends_the_run_with_the_same_bits(
         finished, interrupted, place, tmp_path, monkeypatch, capsys):
     """The reference was trained without a break, by one of two workers of this machine."""
@@ -325,6 +326,7 @@ def test_a_study_whose_runs_fail_says_which_and_why(place, tmp_path, monkeypatch
     assert f'monitor("{tmp_path / "tiny"}")' in shown.out
 
 
+@pytest.mark.long
 def test_on_a_full_disk_a_run_fails_with_a_sentence(place, full_disk, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("FER_PACKED", str(place.folder / "packed"))

@@ -196,6 +196,7 @@ def test_hover_zoom_legend_and_themes(training):
 # --- what stays ---
 
 
+@pytest.mark.long
 def test_interrupt_is_a_clean_stop_and_an_error_keeps_picture_and_record(training, context):
     place, page = training
     page.chart(20)
@@ -229,6 +230,7 @@ def test_interrupt_is_a_clean_stop_and_an_error_keeps_picture_and_record(trainin
     page.page.close()
 
 
+@pytest.mark.long
 def test_a_watched_run_has_the_bits_of_a_headless_one_and_its_picture_stays(place, context, tmp_path):
     set_parameters(place.notebook("04_train.ipynb"), epochs=5, seed=5, device="cpu", refresh_seconds=.1)
     let_rest(place.notebook("04_train.ipynb"))          # it ends in seconds, and a page of a busy machine has to see it

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CPU, make_data, make_experiment, short, write_packed
+from conftest import CPU, make_data, make_experiment, sampled, short, write_packed
 from PIL import Image
 
 from fer_lib import calibrate, engine, predict, records, robustness
@@ -114,7 +114,7 @@ def restore(run: Path, whole: Path) -> None:
     shutil.copytree(whole, run)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", sampled(FILES, FILES[::2].__contains__))
 def test_no_reader_of_a_damaged_record_ends_in_a_traceback(place, file):
     workspace, run, whole, _ = place
     said = sentences(workspace, run, whole, file)

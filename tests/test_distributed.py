@@ -184,6 +184,7 @@ def given(**changes) -> list[str]:
     return [part for key, value in {**SETTINGS, **changes}.items() for part in ("--set", f"{key}={value}")]
 
 
+@pytest.mark.long
 def test_the_command_stops_goes_on_and_records_what_one_process_would(place, monkeypatch, capfd):
     """Stopped by SIGTERM at its first steps, then started again, from this process. It listens on loopback only."""
     data, e = open_packed(place / "packed" / "fake"), make_experiment(**SETTINGS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, Trained, assert_same_bits, make_data, make_experiment, train_one, train_together
+from conftest import CPU, Trained, assert_same_bits, make_data, make_experiment, sampled, train_one, train_together
 
 from fer_lib import engine
 from fer_lib.checkpoint import read_state, write_state
@@ -51,13 +51,15 @@ KINDS = {
     "noise and restarts": dict(method="gaussian_noise+periodic+shakedrop+shrink_perturb", flip_interval=4,
                                flip_interval_unit="step"),
 }
+RESUMED = {"baseline", "plateau", "periodic", "dynamic", "modelled", "combined", "augmentation", "sampled labels, fp64",
+           "noise and restarts"}
 
 
 def block_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(engine, "BLOCK_STEPS", steps)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS, RESUMED.__contains__))
 def test_a_run_taken_up_in_mid_epoch_ends_with_the_same_bits(kind, monkeypatch, tmp_path):
     e, data = make_experiment(**{"epochs": 2, **KINDS[kind]}), make_data(soft=True)
     block_steps(monkeypatch, 3)
@@ -269,6 +271,7 @@ def test_networks_too_narrow_for_channels_last_on_a_cpu_get_the_plain_layout(wid
     assert fast_layout(build_model(width=width, stem=stem), torch.device("cuda")) == torch.channels_last
 
 
+@pytest.mark.long
 def test_narrow_networks_leave_the_heap_whole():
     """glibc's checks end the process where memory was overwritten; widths .0625 and .08 died in seconds before."""
     code = ("import torch; from fer_lib.benchmark_speed import random_faces; from fer_lib.engine import train;"

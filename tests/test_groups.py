@@ -170,6 +170,7 @@ def opened(workspace: Workspace, count: int = 4, **settings) -> list[Run]:
     return [open_run(make_experiment(data="tiny", study="s", seed=k, **settings), workspace) for k in range(count)]
 
 
+@pytest.mark.long
 def test_each_device_has_a_worker_that_trains_its_groups_and_goes_on_after_it_died(workspace, monkeypatch):
     """One is killed in mid-run: its group goes on from its checkpoints, on a worker that Dask starts anew. One run
     diverges, and the other of its group goes on.
@@ -198,6 +199,7 @@ def test_each_device_has_a_worker_that_trains_its_groups_and_goes_on_after_it_di
     assert 2 in {run.result["runs_together"] for run in runs[:3]}
 
 
+@pytest.mark.long
 def test_where_earlier_work_keeps_the_memory_runs_go_on_in_a_new_process(workspace, monkeypatch):
     """And one that is too large for any process fails, by itself."""
     monkeypatch.setattr(scheduling, "execute", scripted_runs.finished_before)
@@ -293,6 +295,7 @@ def test_a_study_in_groups_leaves_records_notebooks_and_the_table(workspace, mon
         assert (path / "notebook.ipynb").read_text() == "shown: finished"
 
 
+@pytest.mark.long
 def test_a_group_that_is_interrupted_is_checkpointed_and_goes_on(workspace):
     process = study_on_cpus(workspace, 2000)
     deadline = time.monotonic() + 120

@@ -357,6 +357,7 @@ def test_every_row_that_is_left_out_is_recorded(tmp_path):
     assert manifest["options"]["crop"].startswith("square around the box, margin 0.1")
 
 
+@pytest.mark.long
 def test_workers_and_chunks_change_no_byte(tmp_path, monkeypatch):
     """The workers are fresh processes, which must know the formats that Pillow loads late."""
     rows = make_rows(tmp_path / "raw", 30, label="0").assign(label=[str(n % 3) for n in range(30)])

@@ -185,6 +185,7 @@ def test_each_wrong_parameter_is_a_sentence(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_papermill_runs_the_other_notebooks_with_the_view_in_them(tmp_path):
     """Forced on, the view runs too, with nobody there to look; what is saved is small and holds no widget's data."""
     for name, values in (("00_start_here", {"live": "on", "epochs": 2}), ("monitor", {"live": "off"})):

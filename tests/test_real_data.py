@@ -123,6 +123,7 @@ def test_ferplus_has_the_published_counts(fer):
     assert read_audit(fer / "plus")["conflicting_groups"] == 0  # copies have the same votes
 
 
+@pytest.mark.long
 def test_cifar10_as_a_folder(tmp_path):
     source = unpack("cifar10-tree", tmp_path / "cifar")
     manifest = pack("image_folder", source, tmp_path / "packed", "--size", "32", "--val-share", "0")

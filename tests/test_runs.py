@@ -643,6 +643,7 @@ def test_a_join_on_a_disk_that_is_full_says_so(two_places, full_disk, capsys):
     assert not list((full_disk / "joined").iterdir())
 
 
+@pytest.mark.long
 def test_a_join_is_small_and_judged_as_before(tmp_path, kit):
     """The records that came with the kit: a third of the bytes that pandas needs, the same verdicts to 1e-6."""
     results = Path(__file__).parents[1] / "notebooks" / "results"

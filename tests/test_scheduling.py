@@ -88,6 +88,7 @@ def test_workers_that_die_cost_nothing_and_what_kills_them_is_given_up(workspace
     assert sum("tried once more at the end, alone" in line for line in said) >= 1
 
 
+@pytest.mark.long
 def test_what_ended_is_not_begun_again_where_its_worker_dies_later(workspace):
     runs = runs_of(workspace, "good", "slow", "slow", "slow")
     here = start_here(workspace, 2, [])
@@ -226,6 +227,7 @@ def running(folder: Path) -> Iterator[Elsewhere]:
         place.stop()
 
 
+@pytest.mark.long
 def test_a_scheduler_that_is_restarted_costs_nothing(workspace, elsewhere):
     """With it go its workers, whose runs are checkpointed; new ones come, one of them with other code."""
     elsewhere.worker("--nworkers", "2")
