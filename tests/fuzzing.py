@@ -7,7 +7,7 @@
         check_plan(plan, {"list.txt:1", ...})             # or, the whole way, slower:
         out = packed_or_refused("rafdb", tree.root, tmp)
 
-The suite runs 500 cases, the same each time. FER_FUZZ_CASES=50000 runs so many new ones, each test its share, and
+The suite runs 1,000 cases, the same each time. FER_FUZZ_CASES=50000 runs so many new ones, each test its share, and
 cuts every test into PARTS, so that they spread over cores: FER_FUZZ_CASES=50000 pytest -m fuzz -n 24
 """
 
@@ -31,7 +31,7 @@ from data_prep.check import check
 from data_prep.packed import DataError, Plan, Rejected
 
 SHARES = 2000
-CASES = int(os.environ.get("FER_FUZZ_CASES", 500))
+CASES = int(os.environ.get("FER_FUZZ_CASES", 1000))
 PARTS = 16 if CASES > SHARES else 1
 
 

@@ -20,7 +20,7 @@ from fer_lib.runs import Run, record
 
 pytestmark = pytest.mark.usefixtures("short_resnet")
 SETTINGS = {**EVENTFUL, "checkpoint_seconds": 0.}
-POINTS = int(os.environ.get("FER_DISK_POINTS", 3))
+POINTS = int(os.environ.get("FER_DISK_POINTS", 5))
 FAULTS = [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"),
           (errno.EROFS, "Read-only file system"), (errno.EIO, "Input/output error"),
           (errno.ESTALE, "Stale file handle"), (errno.EACCES, "Permission denied")]

@@ -74,7 +74,7 @@ COMPARED = {"07_dynamic": ["the number alone: 272 flips, the first at 6,275",
 
 
 # nbval runs each lesson with its own parameters beside this
-SAMPLE = {"06_dropout"}          # of those that a study stands behind
+SAMPLE = {"06_dropout"}  # of those that a study stands behind
 
 
 @pytest.mark.parametrize("name", [n if n in SAMPLE else pytest.param(n, marks=pytest.mark.long) for n in QUICK])
